@@ -1,0 +1,262 @@
+"""Bundles: a signed manifest and the content-addressed files that it names.
+
+A blob is stored and sent under the sha256 of its stored form (mostly zstd), so that it can be checked while it
+arrives, resumed by Range and cached for ever. Verification is pure: bytes in, verdict out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import zstandard
+from safetensors.numpy import load as load_safetensors
+
+from device_runtime.engines.spec import GraphSpec
+from device_runtime.errors import StoreError, TrustError, WireError
+from device_runtime.identity import key_id, verify
+from device_runtime.messages import BundleRef
+from device_runtime.samples import Schema
+
+FORMAT = 1
+MAX_FILE = 256 << 20
+"""Bytes of one file after decompression, at most."""
+
+
+class FileRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A blob. sha256 and size are of its stored form; raw_size of the file itself."""
+
+    sha256: str
+    size: int
+    raw_size: int
+    codec: Literal["zstd", "none"]
+
+
+class Parity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the exporter measured of a graph on an engine against autograd in float64.
+
+    worst: the largest difference, relative to the tensor's largest magnitude where that exceeds 1; tensor: where.
+    """
+
+    engine_version: str
+    worst: float
+    tensor: str
+    tolerance: float
+    steps: int
+
+
+class GraphFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    file: FileRef
+    parity: Parity
+
+
+class GraphEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One graph, lowered for several engines. files: by an engine's `format`."""
+
+    spec: GraphSpec
+    files: dict[str, GraphFile]
+
+
+class TableEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Rows of a vocabulary, in shards by hash of the external key (`shard_of`).
+
+    A device that wants the rows of its own items asks for whole shards, so the cloud does not learn which items
+    those are. Each shard is a safetensors file: `ids` int32 [n] ascending, `keys` uint8 (UTF-8, joined), `key_ends`
+    int32 [n], and the sliced tensors float16 or int32 [n, ...]. rows: of the whole vocabulary, padding included.
+    """
+
+    rows: int
+    tensors: tuple[str, ...]
+    shards: tuple[FileRef, ...]
+
+
+class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a device runs a round. The defaults are those of the exporter; a bundle carries its own.
+
+    min_local: fewer labelled local samples than this, and no round is run. holdout: share of the newest local samples
+    that the judge sees and training never does.
+    """
+
+    centroids: int = 8
+    candidates: int = 400
+    min_local: int = 8
+    holdout: float = 0.2
+    classifier_epochs: int = 20
+    classifier_rate: float = 0.05
+    keep_per_local: float = 2.0
+    outside_weight: float = 0.3
+    epochs: int = 3
+    rate: float = 0.05
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything a device needs to know about a model.
+
+    encoder: digest of the encode graph's meaning; queries and pools carry it. width: of an embedding. answer_key:
+    the public key under which the server signs per-user answers. positive_at: the least rating that is labelled 1,
+    for events that carry ratings. metrics: of the cloud model on its validation period, for information.
+    """
+
+    format: int
+    name: str
+    version: int
+    created: str
+    model: str
+    schema: Schema
+    encoder: str
+    width: int
+    graphs: dict[str, GraphEntry]
+    weights: FileRef
+    tables: dict[str, TableEntry]
+    settings: RoundSettings
+    answer_key: str
+    positive_at: float | None = None
+    metrics: dict[str, float] = {}
+
+
+def pack_file(data: bytes) -> tuple[FileRef, bytes]:
+    """The reference and the stored form of a file."""
+    squeezed = zstandard.ZstdCompressor(level=19, write_content_size=True).compress(data)
+    codec: Literal["zstd", "none"] = "zstd" if len(squeezed) < len(data) else "none"
+    stored = squeezed if codec == "zstd" else data
+    return FileRef(hashlib.sha256(stored).hexdigest(), len(stored), len(data), codec), stored
+
+
+def unpack_file(ref: FileRef, stored: bytes) -> bytes:
+    """The file itself, after checking that the blob is the one named.
+
+    Raises:
+        TrustError: it is not.
+    """
+    if len(stored) != ref.size or hashlib.sha256(stored).hexdigest() != ref.sha256:
+        raise TrustError(
+            f"blob {ref.sha256[:12]}… is damaged or is another file: {len(stored)} bytes, {ref.size} expected"
+        )
+    if ref.codec == "none":
+        return stored
+    if ref.raw_size > MAX_FILE:
+        raise TrustError(f"blob {ref.sha256[:12]}… claims {ref.raw_size} bytes; at most {MAX_FILE} are allowed")
+    try:
+        data = zstandard.ZstdDecompressor().decompress(stored, max_output_size=ref.raw_size)
+    except zstandard.ZstdError as error:
+        raise TrustError(f"blob {ref.sha256[:12]}… does not decompress: {error}") from None
+    if len(data) != ref.raw_size:
+        raise TrustError(f"blob {ref.sha256[:12]}… holds {len(data)} bytes; the manifest says {ref.raw_size}")
+    return data
+
+
+def open_manifest(ref: BundleRef, stored: bytes, trusted: str) -> Manifest:
+    """Decode a manifest after verifying that the trusted key signed it.
+
+    stored: the manifest's blob. trusted: the public key that this device was given, hex.
+
+    Raises:
+        TrustError: another key, another blob, a bad signature, or a manifest that is not what the reference says.
+        WireError: a signed manifest in a format that this program does not read.
+    """
+    if ref.key != key_id(trusted):
+        raise TrustError(
+            f"the bundle is signed by key {ref.key}, but this device trusts {key_id(trusted)}; "
+            "if the publisher changed keys, enrol the device again with the new one"
+        )
+    if hashlib.sha256(stored).hexdigest() != ref.manifest:
+        raise TrustError("the manifest is damaged, or is not the one that was announced")
+    try:
+        data = zstandard.ZstdDecompressor().decompress(stored, max_output_size=16 << 20)
+    except zstandard.ZstdError as error:
+        raise TrustError(f"the manifest does not decompress: {error}") from None
+    verify(trusted, data, ref.signature)
+    return parse_manifest(data, ref.version)
+
+
+def parse_manifest(data: bytes, version: int) -> Manifest:
+    """Decode a manifest whose bytes are already trusted. Raises: WireError, TrustError."""
+    try:
+        stated = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+        found = msgspec.json.decode(stated.get("format", msgspec.Raw(b"null")))
+        if found != FORMAT:
+            raise WireError(f"the bundle has format {found}; this program reads format {FORMAT}: update the older side")
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except msgspec.DecodeError as error:
+        raise WireError(f"the manifest does not decode: {error}") from None
+    if manifest.version != version:
+        raise TrustError(f"the manifest says version {manifest.version}, its announcement {version}")
+    return manifest
+
+
+def files_of(manifest: Manifest, engine_format: str) -> dict[str, FileRef]:
+    """What a device with this engine must hold before it can use the bundle; shards come later, as needed."""
+    needed = {"weights": manifest.weights}
+    for name, graph in manifest.graphs.items():
+        if engine_format not in graph.files:
+            raise WireError(f"the bundle has no {engine_format} file for the graph {name!r}; choose another engine")
+        needed[f"graph {name}"] = graph.files[engine_format].file
+    return needed
+
+
+def read_tensors(data: bytes, what: str) -> dict[str, npt.NDArray[np.generic]]:
+    """Raises: WireError: not safetensors."""
+    try:
+        tensors: Mapping[str, npt.NDArray[np.generic]] = load_safetensors(data)
+    except Exception as error:  # the library raises its own SafetensorError, KeyError and ValueError
+        raise WireError(f"{what} is not a readable safetensors file: {error}") from None
+    return dict(tensors)
+
+
+class BlobStore:
+    """Blobs in a folder, by sha256. Written under a temporary name and renamed, so a blob that exists is whole."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, sha256: str) -> Path:
+        return self.folder / sha256
+
+    def has(self, ref: FileRef) -> bool:
+        path = self.path(ref.sha256)
+        return path.exists() and path.stat().st_size == ref.size
+
+    def read(self, ref: FileRef) -> bytes:
+        """The file itself, verified. Raises: TrustError, StoreError."""
+        try:
+            stored = self.path(ref.sha256).read_bytes()
+        except OSError as error:
+            raise StoreError(f"cannot read blob {ref.sha256[:12]}… in {self.folder}: {error.strerror}") from None
+        return unpack_file(ref, stored)
+
+    def write(self, sha256: str, stored: bytes) -> None:
+        """Raises: StoreError: the disk refused; nothing else in the store has changed."""
+        write_atomically(self.path(sha256), stored)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all, also after a power cut.
+
+    Raises:
+        StoreError: the disk refused; a file that was there before is unchanged.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-", delete=False) as file:
+            temporary = file.name
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        raise StoreError(f"cannot write {path}: {error.strerror}; free some space or choose another folder") from None

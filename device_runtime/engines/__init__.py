@@ -1,0 +1,79 @@
+"""Engines: what executes graphs on a device.
+
+An engine loads a graph file and hands back a callable over named NumPy arrays. Graphs are pure: a training step
+takes weights and gives new ones. `available()` says which engines work here and, for the others, why not.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from device_runtime.engines.spec import Array, Arrays, GraphSpec, TensorSpec
+from device_runtime.errors import EngineUnavailable, InputError
+
+__all__ = ["ENGINES", "Array", "Arrays", "Engine", "Graph", "GraphSpec", "TensorSpec", "available", "open_engine"]
+
+ENGINES = ("onnx", "executorch", "reference")
+"""By preference: the first that a bundle has graphs for and that works here is used."""
+
+
+class Graph(Protocol):
+    """A loaded graph."""
+
+    spec: GraphSpec
+
+    def __call__(self, inputs: Arrays) -> dict[str, Array]:
+        """Run once. The arrays given are not written to; those returned are the caller's.
+
+        Raises:
+            GraphInputError: a tensor does not fit the spec; nothing was run.
+            EngineError: the engine failed while running.
+        """
+        ...
+
+
+class Engine(Protocol):
+    """A way to execute graphs.
+
+    name: as in `ENGINES`. version: of the software behind it. format: the manifest's key for graph files it reads.
+    """
+
+    name: str
+    version: str
+    format: str
+
+    def load(self, path: Path, spec: GraphSpec) -> Graph:
+        """Load a verified graph file.
+
+        Raises:
+            EngineError: the file is not a graph for this engine and version.
+        """
+        ...
+
+
+def open_engine(name: str, threads: int = 1) -> Engine:
+    """The engine of that name, with at most `threads` threads for computing.
+
+    Raises:
+        EngineUnavailable: with the reason, and what to install.
+    """
+    if name not in ENGINES:
+        raise InputError(f"no engine is called {name!r}; there are {', '.join(ENGINES)}")
+    module = importlib.import_module(f"device_runtime.engines.{name}")
+    create: Callable[[int], Engine] = module.create
+    return create(threads)
+
+
+def available() -> dict[str, str]:
+    """Engine name -> "" where it works here, else the reason why not."""
+    found = {}
+    for name in ENGINES:
+        try:
+            open_engine(name)
+            found[name] = ""
+        except EngineUnavailable as reason:
+            found[name] = str(reason)
+    return found

@@ -1,0 +1,103 @@
+"""What a graph takes and gives: declared in the manifest, checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from device_runtime.errors import GraphInputError
+
+Array = npt.NDArray[np.generic]
+Arrays = Mapping[str, Array]
+
+Role = Literal["param", "attribute", "state", "feature", "label", "weight", "hyper", "output"]
+
+
+class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Name, dtype (a NumPy name) and shape of a tensor; a dimension that may vary is named by a string.
+
+    role: `param` a weight; `attribute` an integer map that belongs to a table's rows; `state` of the optimizer
+    (starts as zeros); `feature`, `label`, `weight` (per sample, 0 = padding) a batch; `hyper` a scalar setting;
+    `output` anything that a graph returns.
+    table: the vocabulary whose rows are this tensor's first dimension, where it is sliced; else empty.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    role: Role
+    table: str = ""
+
+
+class GraphSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Inputs and outputs in the graph's own order.
+
+    carry: output -> the input that it feeds on the next call (updated weights and optimizer state).
+    bounds: dimension name -> (least, most).
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    carry: dict[str, str] = {}
+    bounds: dict[str, tuple[int, int]] = {}
+
+    def of(self, *roles: Role) -> tuple[TensorSpec, ...]:
+        """The inputs that play one of these roles."""
+        return tuple(t for t in self.inputs if t.role in roles)
+
+    @property
+    def batch(self) -> int:
+        """How many samples a call takes."""
+        for tensor in self.inputs:
+            if tensor.role == "feature" and isinstance(tensor.shape[0], int):
+                return tensor.shape[0]
+        raise GraphInputError("this graph takes no batch of samples")
+
+    def check(self, given: Arrays) -> None:
+        """Refuse tensors that do not fit.
+
+        Raises:
+            GraphInputError: names the tensor, what was expected and what was given.
+        """
+        names = {t.name for t in self.inputs}
+        if missing := sorted(names - set(given)):
+            raise GraphInputError(f"missing tensors: {', '.join(missing)}")
+        if extra := sorted(set(given) - names):
+            raise GraphInputError(f"tensors that the graph does not take: {', '.join(extra)}")
+        sizes: dict[str, int] = {}
+        for tensor in self.inputs:
+            array = given[tensor.name]
+            if array.dtype != np.dtype(tensor.dtype):
+                raise GraphInputError(f"tensor {tensor.name!r}: expected {tensor.dtype}, given {array.dtype}")
+            if not self._fits(tensor, array.shape, sizes):
+                raise GraphInputError(
+                    f"tensor {tensor.name!r}: expected shape {list(tensor.shape)}"
+                    f"{self._legend(tensor, sizes)}, given {list(array.shape)}"
+                )
+
+    def _fits(self, tensor: TensorSpec, shape: tuple[int, ...], sizes: dict[str, int]) -> bool:
+        if len(shape) != len(tensor.shape):
+            return False
+        for want, have in zip(tensor.shape, shape, strict=True):
+            if isinstance(want, int):
+                if want != have:
+                    return False
+            else:
+                least, most = self.bounds[want]
+                if not least <= have <= most or sizes.setdefault(want, have) != have:
+                    return False
+        return True
+
+    def _legend(self, tensor: TensorSpec, sizes: dict[str, int]) -> str:
+        notes = []
+        for d in tensor.shape:
+            if isinstance(d, str):
+                least, most = self.bounds[d]
+                notes.append(
+                    f" ({d} is {sizes[d]} in another tensor)" if d in sizes else f" ({d} from {least} to {most})"
+                )
+        return "".join(notes)

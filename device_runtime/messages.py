@@ -1,0 +1,128 @@
+"""Control messages: small JSON, checked against these types on both sides."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from device_runtime.errors import WireError
+
+_Message = TypeVar("_Message")
+
+
+class Capability(msgspec.Struct, frozen=True, kw_only=True):
+    """What a device says of itself when it enrols and reports."""
+
+    runtime: str
+    python: str = ""
+    machine: str = ""
+    system: str = ""
+    cores: int = 0
+    memory_mib: int = 0
+    engines: dict[str, str] = {}
+
+
+class Enrolment(msgspec.Struct, frozen=True, kw_only=True):
+    """A device introduces itself. The request is signed with the key that it announces.
+
+    public_key: Ed25519, 64 hex digits.
+    """
+
+    public_key: str
+    capability: Capability
+
+
+class Enrolled(msgspec.Struct, frozen=True, kw_only=True):
+    """device: the id to sign requests with, stable for this key. server_time: seconds since 1970."""
+
+    device: str
+    server_time: int
+
+
+class BundleRef(msgspec.Struct, frozen=True, kw_only=True):
+    """Points to a signed manifest.
+
+    manifest: sha256 of its blob, hex. size: bytes of that blob. signature: Ed25519 over the manifest's (decompressed)
+    bytes, hex. key: the first 16 hex digits of sha256 of the public key that made it.
+    """
+
+    version: int
+    manifest: str
+    size: int
+    key: str
+    signature: str
+
+
+class PhaseOverhead(msgspec.Struct, frozen=True, kw_only=True):
+    """What one phase of a round cost. The fields of the design's overhead record, per phase.
+
+    cpu_user_s, cpu_system_s, wall_s: seconds. peak_mib: highest resident memory during the phase, MiB.
+    peak_source: "phase" where the kernel's high-water mark could be reset, "process" where it is that of the whole
+    process so far. bytes_stored: growth of the device's home. bytes_up, bytes_down: counted at the socket, headers
+    included.
+    """
+
+    phase: str
+    cpu_user_s: float
+    cpu_system_s: float
+    wall_s: float
+    peak_mib: float
+    peak_source: str
+    bytes_stored: int
+    bytes_up: int
+    bytes_down: int
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """The judge's finding on held-out local samples. loss: mean log loss. auc: None where one class is missing."""
+
+    activate: bool
+    reason: str
+    samples: int
+    loss_before: float
+    loss_after: float
+    auc_before: float | None = None
+    auc_after: float | None = None
+
+
+class RoundReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a device tells the cloud of a round: counts, verdict and cost; no sample, id or score.
+
+    round: chosen by the device, so that a report that is sent twice counts once.
+    """
+
+    round: str
+    bundle: int
+    engine: str
+    outcome: str
+    local: int
+    candidates: int
+    kept: int
+    verdict: Verdict | None
+    phases: list[PhaseOverhead]
+    error: str = ""
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """An error answer (RFC 9457)."""
+
+    title: str
+    status: int
+    detail: str = ""
+
+
+def to_json(message: object) -> bytes:
+    return msgspec.json.encode(message)
+
+
+def from_json(data: bytes, kind: type[_Message], what: str) -> _Message:
+    """Decode and check a message.
+
+    Raises:
+        WireError: names what was being read, and the field that does not fit.
+    """
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.DecodeError as error:
+        raise WireError(f"{what}: {error}") from None
