@@ -101,7 +101,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     encoder: digest of the encode graph's meaning; queries and pools carry it. width: of an embedding. answer_key:
     the public key under which the server signs per-user answers. positive_at: the least rating that is labelled 1,
-    for events that carry ratings. metrics: of the cloud model on its validation period, for information.
+    for events that carry ratings. weights: safetensors of the recommender's unsliced parameters by name, and
+    `padding:NAME`, row 0 of each sliced tensor. classifier: the filter's initial weights. metrics: of the cloud model on its validation period, for information.
     """
 
     format: int
@@ -114,6 +115,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     width: int
     graphs: dict[str, GraphEntry]
     weights: FileRef
+    classifier: FileRef
     tables: dict[str, TableEntry]
     settings: RoundSettings
     answer_key: str
@@ -193,7 +195,7 @@ def parse_manifest(data: bytes, version: int) -> Manifest:
 
 def files_of(manifest: Manifest, engine_format: str) -> dict[str, FileRef]:
     """What a device with this engine must hold before it can use the bundle; shards come later, as needed."""
-    needed = {"weights": manifest.weights}
+    needed = {"weights": manifest.weights, "classifier": manifest.classifier}
     for name, graph in manifest.graphs.items():
         if engine_format not in graph.files:
             raise WireError(f"the bundle has no {engine_format} file for the graph {name!r}; choose another engine")

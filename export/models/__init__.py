@@ -1,0 +1,37 @@
+"""The models that come with CoDA, and how a user's own is found.
+
+A model of one's own is a subclass of `base.Recommender` in any importable module, named as `package.module:Class`;
+its constructor takes a `Catalogue` and `history`, the bound of its history.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from device_runtime.errors import InputError
+from export.models.base import Catalogue, Recommender
+from export.models.din import DIN
+
+MODELS: dict[str, type[Recommender]] = {"DIN": DIN}
+
+
+def create(name: str, catalogue: Catalogue, history: int) -> Recommender:
+    """A new model by name, with random weights.
+
+    Raises:
+        InputError: there is no such model, or it is not a `Recommender`.
+    """
+    kind: object = MODELS.get(name)
+    if kind is None:
+        module, _, attribute = name.partition(":")
+        if not attribute:
+            raise InputError(
+                f"no model is called {name!r}; there are {', '.join(MODELS)}, or give package.module:Class"
+            )
+        try:
+            kind = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise InputError(f"the model {name!r} cannot be imported: {error}") from None
+    if not (isinstance(kind, type) and issubclass(kind, Recommender)):
+        raise InputError(f"{name!r} is not a subclass of export.models.base.Recommender")
+    return kind(catalogue, history=history)

@@ -1,0 +1,39 @@
+"""The query: a few centroids of the embedded local samples. It is all that the cloud learns of them in a round."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from device_runtime.samples import Float32
+
+_ITERATIONS = 10
+
+
+def centroids(embeddings: Float32, k: int, rng: np.random.Generator) -> Float32:
+    """Spherical k-means (Dhillon & Modha, 2001) from a k-means++ start.
+
+    embeddings: float32 [n, width], unit rows. Returns float32 [at most k, width], unit rows; fewer than k where
+    there are fewer distinct samples.
+    """
+    distinct = np.unique(embeddings, axis=0)
+    if len(distinct) <= k:
+        return distinct.astype(np.float32)
+    centres = _spread(distinct, k, rng)
+    for _ in range(_ITERATIONS):
+        nearest = (embeddings @ centres.T).argmax(1)
+        sums = np.zeros_like(centres)
+        np.add.at(sums, nearest, embeddings)
+        norms = np.linalg.norm(sums, axis=1, keepdims=True)
+        centres = np.where(norms > 1e-6, sums / np.maximum(norms, 1e-6), centres)
+    return centres.astype(np.float32)
+
+
+def _spread(points: Float32, k: int, rng: np.random.Generator) -> Float32:
+    chosen = [int(rng.integers(len(points)))]
+    distance = 1 - points @ points[chosen[0]]
+    while len(chosen) < k:
+        weight = np.maximum(distance, 0) + 1e-12
+        chosen.append(int(rng.choice(len(points), p=weight / weight.sum())))
+        distance = np.minimum(distance, 1 - points @ points[chosen[-1]])
+    picked: Float32 = points[chosen]
+    return picked

@@ -1,0 +1,106 @@
+"""Trained models on disk: what `coda train` writes and `coda export` reads.
+
+Nothing is pickled: weights and optimizer state are safetensors, the rest is JSON.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from safetensors.torch import load as load_safetensors
+
+from device_runtime.errors import InputError, StoreError
+from export import models
+from export.models.base import Catalogue, Recommender
+
+FORMAT = 1
+
+
+class TrainSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the cloud model is trained.
+
+    validation: share of the newest events held out, by time. patience: epochs without a better validation metric
+    before stopping. history: items in a history, at most.
+    """
+
+    model: str = "DIN"
+    history: int = 50
+    epochs: int = 12
+    patience: int = 2
+    batch: int = 256
+    rate: float = 1e-3
+    weight_decay: float = 0.5
+    item_dropout: float = 0.3
+    validation: float = 0.1
+    seed: int = 0
+    threads: int = 0
+
+
+class EpochMetrics(msgspec.Struct, frozen=True):
+    """epoch counts from 1. loss: mean training log loss. auc: over all validation samples; user_auc: mean of users'."""
+
+    epoch: int
+    loss: float
+    auc: float
+    user_auc: float
+
+
+class TrainState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a checkpoint folder holds beside the tensors. data: fingerprint of the events trained on."""
+
+    format: int
+    settings: TrainSettings
+    data: str
+    dataset: str
+    positive_at: float | None
+    keys: tuple[str, ...]
+    categories: int
+    history: tuple[EpochMetrics, ...]
+    best: int
+    finished: bool
+
+
+@dataclass
+class Trained:
+    """A trained model and what is known of it."""
+
+    model: Recommender
+    state: TrainState
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        best = self.state.history[self.state.best - 1]
+        return {"validation_auc": best.auc, "validation_user_auc": best.user_auc, "epochs": float(best.epoch)}
+
+
+def load(folder: Path) -> Trained:
+    """The best model of a checkpoint folder.
+
+    Raises:
+        InputError: the folder holds no checkpoint. StoreError: it is damaged.
+    """
+    state = read_state(folder)
+    try:
+        tensors = load_safetensors((folder / "best.safetensors").read_bytes())
+    except OSError:
+        raise InputError(f"{folder} holds no trained model; run `coda train` first") from None
+    except Exception as error:
+        raise StoreError(f"{folder / 'best.safetensors'} is damaged: {error}") from None
+    catalogue = Catalogue(len(state.keys), state.categories, tensors["item_categories"])
+    model = models.create(state.settings.model, catalogue, state.settings.history)
+    model.load_state_dict(tensors)
+    return Trained(model.eval(), state)
+
+
+def read_state(folder: Path) -> TrainState:
+    try:
+        state = msgspec.json.decode((folder / "state.json").read_bytes(), type=TrainState)
+    except OSError:
+        raise InputError(f"{folder} holds no trained model; run `coda train` first") from None
+    except msgspec.DecodeError as error:
+        raise StoreError(f"{folder / 'state.json'} is damaged or of another version: {error}") from None
+    if state.format != FORMAT:
+        raise StoreError(f"{folder} was written in format {state.format}; this program reads format {FORMAT}")
+    return state

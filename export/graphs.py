@@ -1,0 +1,224 @@
+"""The graphs of a bundle, as pure functions over named tensors, with their specs and example inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from device_runtime.engines.spec import GraphSpec, Role, TensorSpec
+from device_runtime.samples import Feature
+from export.models.base import Recommender
+from export.models.classifier import SampleClassifier
+from export.step import Step
+
+NamedTensors = Mapping[str, Tensor]
+
+TRAIN_BATCH = 32
+SCORE_BATCH = 128
+EXAMPLE_ROWS = 211
+"""Rows of sliced tensors while tracing: a number that no other dimension has, so that symbols stay apart."""
+MAX_ROWS = 1 << 14
+
+
+@dataclass(frozen=True)
+class GraphPlan:
+    """A graph before lowering: `function(inputs by name) -> outputs by name`, both in the spec's order."""
+
+    name: str
+    function: Callable[[NamedTensors], dict[str, Tensor]]
+    spec: GraphSpec
+    examples: Mapping[str, Tensor]
+
+
+def recommender_plans(model: Recommender, step: Step) -> list[GraphPlan]:
+    """`encode`, `score` and `step` of a recommender."""
+    weights = _weights(model)
+
+    def encode(inputs: NamedTensors) -> dict[str, Tensor]:
+        return {"embedding": _call_encode(model, inputs, _names(model.schema.features))}
+
+    def score(inputs: NamedTensors) -> dict[str, Tensor]:
+        return {"logit": logits_of(model)(inputs, inputs)}
+
+    features = feature_examples(model, SCORE_BATCH)
+    scored = TensorSpec("logit", "float32", (SCORE_BATCH,), "output")
+    embedded = TensorSpec("embedding", "float32", (SCORE_BATCH, model.width), "output")
+    return [
+        _plan("encode", encode, weights, features, (embedded,)),
+        _plan("score", score, weights, features, (scored,)),
+        _step_plan("step", step, weights, feature_examples(model, TRAIN_BATCH)),
+    ]
+
+
+def classifier_plans(classifier: SampleClassifier, step: Step) -> list[GraphPlan]:
+    """`classifier_score` and `classifier_step`."""
+    weights = _weights(classifier)
+
+    def score(inputs: NamedTensors) -> dict[str, Tensor]:
+        return {"logit": functional_call(classifier, _own(classifier, inputs), (inputs["x"],))}
+
+    def x(batch: int) -> dict[TensorSpec, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        spec = TensorSpec("x", "float32", (batch, classifier.inputs), "feature")
+        return {spec: torch.randn(batch, classifier.inputs, generator=generator)}
+
+    scored = TensorSpec("logit", "float32", (SCORE_BATCH,), "output")
+    return [
+        _plan("classifier_score", score, weights, x(SCORE_BATCH), (scored,)),
+        _step_plan("classifier_step", step, weights, x(TRAIN_BATCH)),
+    ]
+
+
+def logits_of(model: nn.Module) -> Callable[[NamedTensors, NamedTensors], Tensor]:
+    """`logits(params, features)` of a module, for `Step`. Names that the module does not own are left out."""
+
+    def logits(params: NamedTensors, features: NamedTensors) -> Tensor:
+        if isinstance(model, Recommender):
+            wanted = {f.name: features[f.name] for f in model.schema.features}
+            output: Tensor = functional_call(model, _own(model, params), (), wanted)
+        else:
+            output = functional_call(model, _own(model, params), (features["x"],))
+        return output
+
+    return logits
+
+
+def feature_examples(model: Recommender, batch: int, rows: int = EXAMPLE_ROWS) -> dict[TensorSpec, Tensor]:
+    """Random features that fit the model's schema, with short, long and empty histories among them."""
+    generator = torch.Generator().manual_seed(0)
+    examples = {}
+    for feature in model.schema.features:
+        spec = _feature_spec(feature, batch)
+        shape = tuple(d for d in spec.shape if isinstance(d, int))
+        if feature.kind == "float":
+            examples[spec] = torch.randn(shape, generator=generator)
+        elif feature.kind == "id":
+            examples[spec] = torch.randint(1, rows, shape, generator=generator)
+        else:
+            ids = torch.randint(1, rows, shape, generator=generator)
+            lengths = torch.randint(0, feature.bound + 1, (batch, 1), generator=generator)
+            examples[spec] = torch.where(torch.arange(feature.bound) < lengths, ids, 0)
+    return examples
+
+
+def _feature_spec(feature: Feature, batch: int) -> TensorSpec:
+    shape = (batch,) if feature.kind == "id" else (batch, feature.bound)
+    return TensorSpec(
+        feature.name, "float32" if feature.kind == "float" else "int64", shape, "feature", feature.vocabulary
+    )
+
+
+def _weights(module: nn.Module) -> dict[TensorSpec, Tensor]:
+    """Specs and example values of a module's parameters and buffers, sliced ones cut to `EXAMPLE_ROWS`."""
+    sliced = module.sliced if isinstance(module, Recommender) else {}
+    found = {}
+    roles: tuple[tuple[Role, Sequence[tuple[str, Tensor]]], ...] = (
+        ("param", list(module.named_parameters())),
+        ("attribute", list(module.named_buffers())),
+    )
+    for role, tensors in roles:
+        for name, tensor in tensors:
+            table = sliced.get(name, "")
+            value = tensor.detach().clone()
+            if table:
+                value = value[:EXAMPLE_ROWS] if len(value) >= EXAMPLE_ROWS else _stretch(value)
+            shape = (f"{table}_rows", *value.shape[1:]) if table else tuple(value.shape)
+            found[TensorSpec(name, str(value.dtype).removeprefix("torch."), shape, role, table)] = value.clone()
+    return found
+
+
+def _stretch(value: Tensor) -> Tensor:
+    return value[torch.arange(EXAMPLE_ROWS) % len(value)]
+
+
+def _plan(
+    name: str,
+    function: Callable[[NamedTensors], dict[str, Tensor]],
+    weights: Mapping[TensorSpec, Tensor],
+    features: Mapping[TensorSpec, Tensor],
+    outputs: tuple[TensorSpec, ...],
+    carry: Mapping[str, str] | None = None,
+) -> GraphPlan:
+    inputs = {**weights, **features}
+    tables = {str(s.shape[0]) for s in inputs if s.table and s.role in ("param", "attribute", "state")}
+    spec = GraphSpec(tuple(inputs), outputs, dict(carry or {}), dict.fromkeys(sorted(tables), (2, MAX_ROWS)))
+    return GraphPlan(name, function, spec, {s.name: value for s, value in inputs.items()})
+
+
+def _step_plan(
+    name: str, step: Step, weights: Mapping[TensorSpec, Tensor], features: Mapping[TensorSpec, Tensor]
+) -> GraphPlan:
+    by_name = {spec.name: spec for spec in weights}
+    values = {spec.name: value for spec, value in weights.items()}
+    state: dict[TensorSpec, Tensor] = {}
+    for key, value in step.initial_state(values).items():
+        of = by_name.get(key.partition(":")[2])
+        state[TensorSpec(key, "float32", of.shape if of else (), "state", of.table if of else "")] = value
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.ones(TRAIN_BATCH)
+    weight[-3:] = 0
+    batch = {
+        TensorSpec("label", "float32", (TRAIN_BATCH,), "label"): torch.rand(TRAIN_BATCH, generator=generator).round(),
+        TensorSpec("sample_weight", "float32", (TRAIN_BATCH,), "weight"): weight,
+        TensorSpec("learning_rate", "float32", (), "hyper"): torch.tensor(0.05),
+    }
+
+    def function(inputs: NamedTensors) -> dict[str, Tensor]:
+        held = {n: inputs[n] for n in step.state_names()}
+        params = {n: inputs[n] for n in by_name}
+        new, moved, loss = step(params, held, inputs, inputs["label"], inputs["sample_weight"], inputs["learning_rate"])
+        return {f"new:{n}": v for n, v in (new | moved).items()} | {"loss": loss}
+
+    carried = {spec.name: spec for spec in (*weights, *state)}
+    order = function({**values, **{s.name: v for s, v in {**state, **features, **batch}.items()}})
+    outputs = tuple(
+        TensorSpec("loss", "float32", (), "output")
+        if key == "loss"
+        else _as_output(carried[key.removeprefix("new:")], key)
+        for key in order
+    )
+    carry = {key: key.removeprefix("new:") for key in order if key != "loss"}
+    return _plan(name, function, {**weights, **state}, {**features, **batch}, outputs, carry)
+
+
+def _as_output(spec: TensorSpec, name: str) -> TensorSpec:
+    return TensorSpec(name, spec.dtype, spec.shape, "output", spec.table)
+
+
+def without_unused(plan: GraphPlan, used: set[str]) -> GraphPlan:
+    """The plan with only those inputs that its graph reads (an encoder does not read the ranking layers)."""
+    inputs = tuple(t for t in plan.spec.inputs if t.name in used)
+    symbols = {d for t in inputs for d in t.shape if isinstance(d, str)}
+    bounds = {name: bound for name, bound in plan.spec.bounds.items() if name in symbols}
+    spec = GraphSpec(inputs, plan.spec.outputs, plan.spec.carry, bounds)
+    return replace(plan, spec=spec, examples={n: v for n, v in plan.examples.items() if n in used})
+
+
+def _own(module: nn.Module, values: NamedTensors) -> dict[str, Tensor]:
+    names = {n for n, _ in module.named_parameters()} | {n for n, _ in module.named_buffers()}
+    return {n: v for n, v in values.items() if n in names}
+
+
+class _Encoder(nn.Module):
+    """Gives `encode` the name `forward`, which is what `functional_call` calls."""
+
+    def __init__(self, model: Recommender) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **features: Tensor) -> Tensor:
+        return self.model.encode(**features)
+
+
+def _call_encode(model: Recommender, inputs: NamedTensors, names: Sequence[str]) -> Tensor:
+    own = {f"model.{n}": v for n, v in _own(model, inputs).items()}
+    output: Tensor = functional_call(_Encoder(model), own, (), {n: inputs[n] for n in names})
+    return output
+
+
+def _names(features: Sequence[Feature]) -> list[str]:
+    return [f.name for f in features]

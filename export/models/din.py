@@ -1,0 +1,76 @@
+"""Deep Interest Network (Zhou et al., KDD 2018): the history, weighted by its relevance to the target item."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from device_runtime.samples import Feature, Schema
+from export.models.base import Catalogue, Recommender, gather, masked_softmax, relu, unit
+
+
+class DIN(Recommender):
+    """DIN over (item, history of liked items); an item is its embedding beside the mean of its categories'.
+
+    No user id: the pool is anonymous, and a device must be able to start from nothing. The attention unit
+    W·[q, h, q-h, q*h] (section 4.3) is factored: it is linear in h for a given q, so one small matrix per
+    sample, `behave + q * interact`, meets the history in a single product.
+    """
+
+    sliced: ClassVar[Mapping[str, str]] = {"item.weight": "item", "item_categories": "item"}
+
+    def __init__(self, catalogue: Catalogue, history: int = 50, embedding: int = 16, attention: int = 36) -> None:
+        super().__init__()
+        self.schema = Schema((Feature("item", "id", "item"), Feature("history", "ids", "item", history)))
+        self.item = nn.Embedding(catalogue.items, embedding)
+        self.category = nn.Embedding(catalogue.categories, embedding)
+        self.item_categories: Tensor
+        self.register_buffer("item_categories", catalogue.item_categories)
+        d = 2 * embedding
+        self.ask = nn.Linear(d, attention)
+        self.behave = nn.Parameter(torch.empty(d, attention))
+        self.interact = nn.Parameter(torch.empty(d, attention))
+        self.weigh = nn.Linear(attention, 1)
+        self.hidden = nn.Linear(3 * d, 80)
+        self.deeper = nn.Linear(80, 40)
+        self.out = nn.Linear(40, 1)
+        self.width = 2 * d
+        for table in (self.item, self.category):
+            nn.init.normal_(table.weight, std=0.05)
+            with torch.no_grad():
+                table.weight[0] = 0
+        for matrix in (self.behave, self.interact):
+            nn.init.xavier_uniform_(matrix)
+
+    def _rows(self) -> Tensor:
+        """[rows, 2 * embedding]: every item at hand, once, instead of once per place in a history."""
+        categories = self.item_categories
+        present = (categories != 0).to(self.item.weight.dtype)
+        share = present / present.sum(-1, keepdim=True).clamp(min=1)
+        pooled = (gather(self.category.weight, categories) * share.unsqueeze(-1)).sum(1)
+        return torch.cat([self.item.weight, pooled], -1)
+
+    def _look_up(self, item: Tensor, history: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ids = torch.cat([item.unsqueeze(1), history], 1)
+        # split, not slices: its backward is one concatenation, theirs are zero tables that get added up
+        target, past = torch.split_with_sizes(gather(self._rows(), ids), [1, history.shape[1]], 1)
+        return target.squeeze(1), past, (history != 0).to(past.dtype)
+
+    def forward(self, item: Tensor, history: Tensor) -> Tensor:  # type: ignore[override]
+        target, past, present = self._look_up(item, history)
+        matrix = self.behave + target.unsqueeze(2) * self.interact
+        unit_out = relu(torch.bmm(past, matrix) + self.ask(target).unsqueeze(1))
+        weight = masked_softmax(self.weigh(unit_out).squeeze(-1), present)
+        interest = torch.bmm(weight.unsqueeze(1), past).squeeze(1)
+        x = torch.cat([interest, target, interest * target], -1)
+        x = relu(self.deeper(relu(self.hidden(x))))
+        logit: Tensor = self.out(x)
+        return logit.squeeze(-1)
+
+    def encode(self, item: Tensor, history: Tensor) -> Tensor:  # type: ignore[override]
+        target, past, present = self._look_up(item, history)
+        mean = (past * present.unsqueeze(-1)).sum(1) / present.sum(-1, keepdim=True).clamp(min=1)
+        return unit(torch.cat([unit(mean), unit(target)], -1))

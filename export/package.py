@@ -1,0 +1,213 @@
+"""A trained model -> a signed bundle: lowered graphs, their parity, weights, item shards, manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from safetensors.numpy import save as save_safetensors
+from torch import nn
+
+from device_runtime.bundle import (
+    FORMAT,
+    FileRef,
+    GraphEntry,
+    GraphFile,
+    Manifest,
+    RoundSettings,
+    TableEntry,
+    pack_file,
+    write_atomically,
+)
+from device_runtime.engines import Array, Engine
+from device_runtime.errors import InputError
+from device_runtime.identity import Signer, check_public_key, key_id
+from device_runtime.messages import BundleRef, to_json
+from device_runtime.tables import Shard, shard_of
+from export.graphs import GraphPlan, classifier_plans, logits_of, recommender_plans
+from export.lowering import to_executorch, to_onnx, trace
+from export.models.base import Recommender
+from export.models.classifier import SampleClassifier
+from export.parity import Oracle, check
+from export.step import SGD, Adam, Step
+
+SHARD_ITEMS = 1024
+"""Items in a shard, about: the anonymity set of a device that asks for one."""
+CLIP = 5.0
+"""Global norm of the fine-tuning gradient, at most (MPDA, KDD 2022)."""
+
+ADAM_EPSILON = 1e-5
+"""Larger than the customary 1e-8: a gradient that is only rounding noise must not become a full step."""
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What there is to package. keys: external item keys by vocabulary id; keys[0] is padding and ignored."""
+
+    name: str
+    model_name: str
+    model: Recommender
+    keys: Sequence[str]
+    positive_at: float | None
+    metrics: Mapping[str, float]
+    settings: RoundSettings
+
+
+def build(
+    source: Source,
+    out: Path,
+    *,
+    version: int,
+    signer: Signer,
+    answer_key: str,
+    engines: Sequence[Engine],
+    progress: Progress,
+) -> Manifest:
+    """Write a bundle folder: `bundle.json`, `release.pub`, `blobs/`.
+
+    engines: the graphs are lowered to each one's format and checked on it against autograd.
+
+    Raises:
+        InputError: the folder holds a bundle already, or a version or key is not usable.
+        EngineError: a graph cannot be lowered, or fails parity. Nothing is announced: `bundle.json` comes last.
+    """
+    answer_key = check_public_key(answer_key)
+    if version < 1:
+        raise InputError(f"a bundle's version counts from 1; given: {version}")
+    if (out / "bundle.json").exists():
+        raise InputError(f"{out} holds a bundle already; a bundle never changes: choose another folder")
+    blobs: dict[str, bytes] = {}
+
+    def keep(data: bytes) -> FileRef:
+        ref, stored = pack_file(data)
+        blobs[ref.sha256] = stored
+        return ref
+
+    model = source.model.eval()
+    torch.manual_seed(version)
+    classifier = SampleClassifier(model.width)
+    graphs = _lower(model, classifier, engines, keep, progress)
+    progress("packing weights")
+    sliced = model.sliced
+    dense = {n: p.detach().numpy() for n, p in model.named_parameters() if n not in sliced}
+    rows = {n: _narrow(t.detach().numpy()) for n, t in _sliced_tensors(model).items()}
+    weights = keep(_tensors(dense | {f"padding:{n}": t[:1] for n, t in rows.items()}))
+    encode = graphs["encode"]
+    used = [t.name for t in encode.spec.of("param", "attribute")]
+    manifest = Manifest(
+        format=FORMAT,
+        name=source.name,
+        version=version,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        model=source.model_name,
+        schema=model.schema,
+        encoder=_digest({n: (dense | rows)[n] for n in used}),
+        width=model.width,
+        graphs=graphs,
+        weights=weights,
+        classifier=keep(_tensors({n: p.detach().numpy() for n, p in classifier.named_parameters()})),
+        tables={"item": TableEntry(len(source.keys), tuple(rows), _shards(source.keys, rows, keep))},
+        settings=source.settings,
+        answer_key=answer_key,
+        positive_at=source.positive_at,
+        metrics=dict(source.metrics),
+    )
+    plain = to_json(manifest)
+    ref, stored = pack_file(plain)
+    blobs[ref.sha256] = stored
+    for sha256, data in blobs.items():
+        write_atomically(out / "blobs" / sha256, data)
+    write_atomically(out / "release.pub", signer.public.encode() + b"\n")
+    announced = BundleRef(
+        version=version,
+        manifest=ref.sha256,
+        size=ref.size,
+        key=key_id(signer.public),
+        signature=signer.sign(plain),
+    )
+    write_atomically(out / "bundle.json", to_json(announced))
+    return manifest
+
+
+def _lower(
+    model: Recommender,
+    classifier: SampleClassifier,
+    engines: Sequence[Engine],
+    keep: Callable[[bytes], FileRef],
+    progress: Progress,
+) -> dict[str, GraphEntry]:
+    tune = Step(logits_of(model), tuple(n for n, _ in model.named_parameters()), SGD(), CLIP)
+    separate = Step(
+        logits_of(classifier), tuple(n for n, _ in classifier.named_parameters()), Adam(epsilon=ADAM_EPSILON)
+    )
+    plans: list[tuple[GraphPlan, nn.Module, Step]] = [(p, model, tune) for p in recommender_plans(model, tune)]
+    plans += [(p, classifier, separate) for p in classifier_plans(classifier, separate)]
+    lower = {"onnx": to_onnx, "executorch": to_executorch}
+    entries = {}
+    with tempfile.TemporaryDirectory(prefix="coda-export-") as folder:
+        for plan, module, step in plans:
+            oracle = Oracle(module, step if plan.spec.carry else None)
+            traced = trace(plan)
+            files = {}
+            for engine in engines:
+                progress(f"lowering {plan.name} for {engine.name}")
+                data = lower[engine.format](traced)
+                path = Path(folder) / f"{plan.name}.{engine.format}"
+                path.write_bytes(data)
+                files[engine.format] = GraphFile(keep(data), check(traced.plan, oracle, engine, path))
+            entries[plan.name] = GraphEntry(traced.plan.spec, files)
+    return entries
+
+
+def _sliced_tensors(model: Recommender) -> dict[str, torch.Tensor]:
+    held = dict(model.named_parameters()) | dict(model.named_buffers())
+    return {name: held[name] for name in model.sliced}
+
+
+def _narrow(rows: Array) -> Array:
+    """Rows travel as float16: the same wherever they come from, in a shard or in an answer."""
+    return rows.astype(np.float16) if rows.dtype.kind == "f" else rows.astype(np.int32)
+
+
+def _shards(keys: Sequence[str], rows: Mapping[str, Array], keep: Callable[[bytes], FileRef]) -> tuple[FileRef, ...]:
+    count = max(1, round((len(keys) - 1) / SHARD_ITEMS))
+    of = np.array([-1] + [shard_of(key, count) for key in keys[1:]])
+    refs = []
+    for number in range(count):
+        ids = np.flatnonzero(of == number).astype(np.int32)
+        shard = Shard(ids, tuple(keys[int(i)] for i in ids), {n: t[ids] for n, t in rows.items()})
+        refs.append(keep(_tensors(shard.encode())))
+    return tuple(refs)
+
+
+def _tensors(tensors: Mapping[str, Array]) -> bytes:
+    data: bytes = save_safetensors({n: np.ascontiguousarray(t) for n, t in tensors.items()})
+    return data
+
+
+def _digest(tensors: Mapping[str, Array]) -> str:
+    """Names an encoder by the weights that it embeds with: 16 hex digits."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensors[name]).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def read_ref(folder: Path) -> BundleRef:
+    """The announcement in a bundle folder. Raises: InputError: there is none."""
+    try:
+        return msgspec.json.decode((folder / "bundle.json").read_bytes(), type=BundleRef)
+    except (OSError, msgspec.DecodeError):
+        raise InputError(
+            f"{folder} is not a bundle folder: it has no readable bundle.json; make one with `coda export`"
+        ) from None

@@ -1,0 +1,170 @@
+"""Does a lowered graph compute what autograd computes? Checked on every engine, for every graph of every bundle.
+
+The oracle shares no code with the step that was exported: PyTorch's own autograd, loss and optimizers, in float64.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from device_runtime.bundle import Parity
+from device_runtime.engines import Array, Engine
+from device_runtime.errors import EngineError
+from export.graphs import GraphPlan
+from export.models.base import Recommender
+from export.step import SGD, Adam, Optimizer, Step
+
+STEPS = 4
+TOLERANCE = 1e-3
+"""Largest difference from float64 that a bundle may ship with, as a share of how far the tensor moved in the step (or
+of its own size, for outputs that are not updates): a graph that updates nothing is 1 off, however small its steps."""
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """What a graph should compute: a module, and for step graphs the step that it trains by."""
+
+    module: nn.Module
+    step: Step | None
+
+
+def check(plan: GraphPlan, oracle: Oracle, engine: Engine, path: Path, seed: int = 0) -> Parity:
+    """Compare every output with the oracle on fresh random inputs; step graphs over several steps in a row.
+
+    Raises:
+        EngineError: an output differs by more than `TOLERANCE`; names the graph, engine, tensor and difference.
+    """
+    graph = engine.load(path, plan.spec)
+    values = {t.name: plan.examples[t.name].numpy() for t in plan.spec.of("param", "attribute", "state")}
+    reference = _Reference(plan, oracle)
+    worst, where = 0.0, ""
+    steps = STEPS if plan.spec.carry else 1
+    for number in range(steps):
+        batch = _fresh(plan, np.random.default_rng([seed, number]))
+        outputs = graph({**values, **batch})
+        expected = reference.call(batch)
+        for name, array in outputs.items():
+            before = values.get(plan.spec.carry.get(name, ""))
+            difference = _difference(np.asarray(array, np.float64), expected[name], before)
+            if not difference <= worst:
+                worst, where = difference, name
+        values |= {into: outputs[out] for out, into in plan.spec.carry.items()}
+    if not worst <= TOLERANCE:
+        raise EngineError(
+            f"graph {plan.name!r} on {engine.name} differs from autograd by {worst:.2e} in {where!r}; "
+            f"at most {TOLERANCE:.0e} is allowed. The bundle was not written"
+        )
+    return Parity(engine.version, worst, where, TOLERANCE, steps)
+
+
+class _Reference:
+    """The oracle's own parameters and optimizer, in float64, moved by autograd."""
+
+    def __init__(self, plan: GraphPlan, oracle: Oracle) -> None:
+        self.plan, self.step = plan, oracle.step
+        self.module = copy.deepcopy(oracle.module).double()
+        own = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
+        for spec in plan.spec.of("param", "attribute"):
+            # sliced tensors shrink to the rows that the example has, as they do on a device
+            own[spec.name].data = plan.examples[spec.name].to(own[spec.name].dtype).clone()
+        self.optimizer: torch.optim.Optimizer | None = None
+        if self.step is not None:
+            moving = [p for n, p in self.module.named_parameters() if n in self.step.trained]
+            self.optimizer = _torch_optimizer(self.step.optimizer, moving)
+
+    def call(self, batch: Mapping[str, Array]) -> dict[str, np.ndarray[Any, Any]]:
+        tensors = {n: torch.from_numpy(np.array(a)) for n, a in batch.items()}
+        tensors = {n: t.double() if t.is_floating_point() else t for n, t in tensors.items()}
+        if self.step is None:
+            with torch.no_grad():
+                output = self._forward(tensors, encode=self.plan.name == "encode")
+            return {self.plan.spec.outputs[0].name: output.numpy()}
+        assert self.optimizer is not None
+        for group in self.optimizer.param_groups:
+            group["lr"] = float(tensors["learning_rate"])
+        self.optimizer.zero_grad()
+        weight = tensors["sample_weight"]
+        each = nn.functional.binary_cross_entropy_with_logits(
+            self._forward(tensors), tensors["label"], weight=weight, reduction="sum"
+        )
+        loss = each / weight.sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        moving = [p for n, p in self.module.named_parameters() if n in self.step.trained]
+        if self.step.clip:
+            torch.nn.utils.clip_grad_norm_(moving, self.step.clip)
+        self.optimizer.step()
+        return {"loss": loss.detach().numpy()} | self._state()
+
+    def _forward(self, tensors: Mapping[str, Tensor], encode: bool = False) -> Tensor:
+        if isinstance(self.module, Recommender):
+            wanted = {f.name: tensors[f.name] for f in self.module.schema.features}
+            return self.module.encode(**wanted) if encode else self.module(**wanted)
+        output: Tensor = self.module(tensors["x"])
+        return output
+
+    def _state(self) -> dict[str, np.ndarray[Any, Any]]:
+        assert self.step is not None and self.optimizer is not None
+        found: dict[str, np.ndarray[Any, Any]] = {}
+        slots = {"mean": "exp_avg", "square": "exp_avg_sq", "momentum": "momentum_buffer"}
+        for name, param in self.module.named_parameters():
+            if name not in self.step.trained:
+                continue
+            found[f"new:{name}"] = param.detach().numpy().copy()
+            for slot in self.step.optimizer.slots:
+                found[f"new:{slot}:{name}"] = self.optimizer.state[param][slots[slot]].numpy().copy()
+            if "steps" in self.step.optimizer.scalars:
+                found["new:steps"] = np.asarray(float(self.optimizer.state[param]["step"]))
+        return found
+
+
+def _torch_optimizer(ours: Optimizer, moving: list[nn.Parameter]) -> torch.optim.Optimizer:
+    if isinstance(ours, SGD):
+        return torch.optim.SGD(moving, lr=0.0, momentum=ours.momentum, weight_decay=ours.weight_decay)
+    if isinstance(ours, Adam):
+        betas = (ours.beta1, ours.beta2)
+        return torch.optim.AdamW(moving, lr=0.0, betas=betas, eps=ours.epsilon, weight_decay=ours.weight_decay)
+    raise EngineError(f"no PyTorch counterpart is known for the optimizer {type(ours).__name__}")
+
+
+def _fresh(plan: GraphPlan, rng: np.random.Generator) -> dict[str, Array]:
+    """A batch like the example's, with other numbers: short and empty histories, padding and soft labels included."""
+    batch: dict[str, Array] = {}
+    for spec in plan.spec.of("feature", "label", "weight", "hyper"):
+        example = plan.examples[spec.name].numpy()
+        if spec.role == "hyper":
+            batch[spec.name] = example
+        elif spec.role == "label":
+            batch[spec.name] = rng.random(example.shape).round(1).astype(np.float32)
+        elif spec.role == "weight":
+            weight = rng.random(example.shape).astype(np.float32)
+            weight[-2:] = 0
+            batch[spec.name] = weight
+        elif example.dtype.kind == "f":
+            batch[spec.name] = rng.normal(size=example.shape).astype(np.float32)
+        else:
+            rows = next(
+                iter(len(plan.examples[t.name]) for t in plan.spec.inputs if t.table == spec.table and t is not spec)
+            )
+            ids = rng.integers(1, rows, example.shape)
+            if example.ndim == 2:
+                ids[np.arange(example.shape[1]) >= rng.integers(0, example.shape[1] + 1, (len(ids), 1))] = 0
+            batch[spec.name] = ids.astype(np.int64)
+    return batch
+
+
+def _difference(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any], before: Array | None) -> float:
+    if found.shape != expected.shape or not np.isfinite(found).all():
+        return float("inf")
+    size = float(np.abs(expected).max(initial=0.0))
+    # float32 resolves 1e-7 of a tensor's size, so smaller moves are measured against a thousandth of it: rounding
+    # stays below the tolerance, and a missing move of a millionth of the tensor's size is still seen
+    scale = size if before is None else max(float(np.abs(expected - before).max(initial=0.0)), 1e-3 * size)
+    return float(np.abs(found - expected).max(initial=0.0) / max(scale, 1e-6))
