@@ -54,25 +54,30 @@ class Engine(Protocol):
         ...
 
 
-def open_engine(name: str, threads: int = 1) -> Engine:
+def open_engine(name: str, threads: int = 1, cache: Path | None = None) -> Engine:
     """The engine of that name, with at most `threads` threads for computing.
+
+    cache: the folder for what an engine must build at first use; None: the user's cache (`shim.cache_folder`).
 
     Raises:
         EngineUnavailable: with the reason, and what to install.
+        InputError: no such engine, or fewer than one thread.
     """
     if name not in ENGINES:
         raise InputError(f"no engine is called {name!r}; there are {', '.join(ENGINES)}")
+    if threads < 1:
+        raise InputError(f"an engine needs at least one thread, not {threads}")
     module = importlib.import_module(f"device_runtime.engines.{name}")
-    create: Callable[[int], Engine] = module.create
-    return create(threads)
+    create: Callable[[int, Path | None], Engine] = module.create
+    return create(threads, cache)
 
 
-def available() -> dict[str, str]:
+def available(cache: Path | None = None) -> dict[str, str]:
     """Engine name -> "" where it works here, else the reason why not."""
     found = {}
     for name in ENGINES:
         try:
-            open_engine(name)
+            open_engine(name, cache=cache)
             found[name] = ""
         except EngineUnavailable as reason:
             found[name] = str(reason)

@@ -23,7 +23,8 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     role: `param` a weight; `attribute` an integer map that belongs to a table's rows; `state` of the optimizer
     (starts as zeros); `feature`, `label`, `weight` (per sample, 0 = padding) a batch; `hyper` a scalar setting;
     `output` anything that a graph returns.
-    table: the vocabulary whose rows are this tensor's first dimension, where it is sliced; else empty.
+    table: of a `param`, `attribute` or `state`, the vocabulary whose rows are its first dimension, where it is sliced;
+    of a `feature`, the vocabulary whose rows its values index (int64, 0 = padding); else empty.
     """
 
     name: str
@@ -61,7 +62,8 @@ class GraphSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Refuse tensors that do not fit.
 
         Raises:
-            GraphInputError: names the tensor, what was expected and what was given.
+            GraphInputError: names the tensor, what was expected and what was given. Also for a feature that points
+                outside the rows given for its table.
         """
         names = {t.name for t in self.inputs}
         if missing := sorted(names - set(given)):
@@ -77,6 +79,22 @@ class GraphSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise GraphInputError(
                     f"tensor {tensor.name!r}: expected shape {list(tensor.shape)}"
                     f"{self._legend(tensor, sizes)}, given {list(array.shape)}"
+                )
+        self._check_indices(given)
+
+    def _check_indices(self, given: Arrays) -> None:
+        """Not every engine looks where an index points."""
+        rows = {t.table: given[t.name].shape[0] for t in self.of("param", "attribute") if t.table}
+        for tensor in self.of("feature"):
+            if tensor.table not in rows:
+                continue
+            ids = given[tensor.name]
+            # one pass: seen as unsigned, a negative id is a huge one
+            if ids.dtype.kind == "i" and ids.size and int(ids.view(f"u{ids.itemsize}").max()) >= rows[tensor.table]:
+                outside = [i for i in ids.ravel().tolist() if not 0 <= i < rows[tensor.table]]
+                raise GraphInputError(
+                    f"tensor {tensor.name!r}: expected rows of {tensor.table!r} from 0 to {rows[tensor.table] - 1}, "
+                    f"given {outside[0]}"
                 )
 
     def _fits(self, tensor: TensorSpec, shape: tuple[int, ...], sizes: dict[str, int]) -> bool:

@@ -1,0 +1,139 @@
+"""ExecuTorch's C++ runtime, without its Python package and without torch."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import threading
+import weakref
+from pathlib import Path
+
+import numpy as np
+
+from device_runtime.engines.shim import VERSION, load_shim
+from device_runtime.engines.spec import Array, Arrays, GraphSpec, TensorSpec
+from device_runtime.errors import EngineError
+
+_CODES = {"int32": 3, "int64": 4, "float16": 5, "float32": 6, "bool": 11}
+"""NumPy's names of dtypes -> ExecuTorch's ScalarType."""
+_NAMES = {code: name for name, code in _CODES.items()}
+_MAX_DIMS = 16
+_ERROR_BYTES = 1024
+
+
+class ExecuTorchGraph:
+    """A loaded program. Threads may share it; their calls run one after the other."""
+
+    def __init__(self, library: ctypes.CDLL, path: Path, spec: GraphSpec, threads: int) -> None:
+        self.spec = spec
+        self._library = library
+        self._lock = threading.Lock()
+        self._error = ctypes.create_string_buffer(_ERROR_BYTES)
+        self._handle = library.coda_open(str(path).encode(), threads, self._error, _ERROR_BYTES)
+        if not self._handle:
+            raise EngineError(f"executorch {VERSION} cannot load {path.name}: {self._message()}")
+        self._close = weakref.finalize(self, library.coda_close, self._handle)
+        self._compare(path)
+        # plain ctypes arrays, made once: building them would cost more than most calls
+        taken, given = len(spec.inputs), len(spec.outputs)
+        self._data = (ctypes.c_void_p * taken)()
+        self._dtypes = (ctypes.c_int32 * taken)(*[_CODES[t.dtype] for t in spec.inputs])
+        self._ndims = (ctypes.c_int32 * taken)(*[len(t.shape) for t in spec.inputs])
+        self._dims = (ctypes.c_int32 * sum(len(t.shape) for t in spec.inputs))()
+        self._out_dtypes = (ctypes.c_int32 * given)()
+        self._out_ndims = (ctypes.c_int32 * given)()
+        self._out_dims = (ctypes.c_int32 * (given * _MAX_DIMS))()
+        self._out_data = (ctypes.c_void_p * given)()
+
+    def __call__(self, inputs: Arrays) -> dict[str, Array]:
+        self.spec.check(inputs)
+        with self._lock:
+            held, at = [], 0  # contiguous copies must outlive the call
+            for i, tensor in enumerate(self.spec.inputs):
+                # not ascontiguousarray: it makes vectors of scalars
+                array = np.asarray(inputs[tensor.name], order="C")
+                held.append(array)
+                self._data[i] = array.ctypes.data
+                for size in array.shape:
+                    self._dims[at] = size
+                    at += 1
+            failed = self._library.coda_run(
+                *(self._handle, self._data, self._dtypes, self._ndims, self._dims),
+                *(self._out_dtypes, self._out_ndims, self._out_dims, self._out_data),
+                *(self._error, _ERROR_BYTES),
+            )
+            if failed:
+                raise EngineError(f"executorch failed while running the graph: {self._message()}")
+            return {tensor.name: self._output(i) for i, tensor in enumerate(self.spec.outputs)}
+
+    def _output(self, i: int) -> Array:
+        start = i * _MAX_DIMS
+        shape = tuple(self._out_dims[start : start + self._out_ndims[i]])
+        array = np.empty(shape, _NAMES[self._out_dtypes[i]])
+        if source := self._out_data[i]:
+            ctypes.memmove(array.ctypes.data, source, array.nbytes)
+        return array
+
+    def _message(self) -> str:
+        return self._error.value.decode(errors="replace")
+
+    def _compare(self, path: Path) -> None:
+        """Refuse a file whose tensors are not those of the spec: it would be fed the wrong memory."""
+        for output, tensors in enumerate((self.spec.inputs, self.spec.outputs)):
+            kind = ("input", "output")[output]
+            count = self._library.coda_count(self._handle, output)
+            if count != len(tensors):
+                raise EngineError(f"{path.name} has {count} {kind}s, its manifest names {len(tensors)}")
+            for i, tensor in enumerate(tensors):
+                declared = self._declared(output, i)
+                if declared is None or not self._agrees(tensor, *declared):
+                    found = "no tensor" if declared is None else f"{declared[0]} {list(declared[1])}"
+                    raise EngineError(
+                        f"{path.name}: {kind} {i} is {found}, but the manifest says "
+                        f"{tensor.name!r}, {tensor.dtype} {list(tensor.shape)}"
+                    )
+
+    def _declared(self, output: int, i: int) -> tuple[str, tuple[int, ...]] | None:
+        dtype, ndim, dims = ctypes.c_int32(), ctypes.c_int32(), (ctypes.c_int32 * _MAX_DIMS)()
+        handle, by = self._handle, ctypes.byref
+        if self._library.coda_declared(handle, output, i, by(dtype), by(ndim), by(dims)):
+            return None
+        return _NAMES.get(dtype.value, f"dtype {dtype.value}"), tuple(dims[: ndim.value])
+
+    def _agrees(self, tensor: TensorSpec, dtype: str, largest: tuple[int, ...]) -> bool:
+        if dtype != tensor.dtype or len(largest) != len(tensor.shape):
+            return False
+        bounds = [d if isinstance(d, int) else self.spec.bounds.get(d, (0, math.inf))[1] for d in tensor.shape]
+        return all(
+            have == want if isinstance(d, int) else have >= want or want == math.inf
+            for d, want, have in zip(tensor.shape, bounds, largest, strict=True)
+        )
+
+
+class ExecuTorchEngine:
+    """name, version, format: see `Engine`."""
+
+    name = "executorch"
+    version = VERSION
+    format = "executorch"
+
+    def __init__(self, library: ctypes.CDLL, threads: int) -> None:
+        self._library = library
+        self._threads = threads
+
+    def load(self, path: Path, spec: GraphSpec) -> ExecuTorchGraph:
+        for tensor in (*spec.inputs, *spec.outputs):
+            if tensor.dtype not in _CODES:
+                raise EngineError(f"executorch takes no tensors of {tensor.dtype}: {tensor.name!r}")
+        return ExecuTorchGraph(self._library, path, spec, self._threads)
+
+
+def create(threads: int, cache: Path | None = None) -> ExecuTorchEngine:
+    """cache: where the shim is kept that is built at first use; `$CODA_CACHE` wins, see `shim.cache_folder`.
+
+    The thread pool is one for the process: where engines of different thread counts run, it is resized at each change.
+
+    Raises:
+        EngineUnavailable: the wheel or a compiler is lacking; says what to install.
+    """
+    return ExecuTorchEngine(load_shim(cache), threads)

@@ -1,0 +1,170 @@
+"""Epochs over a step graph, and scores from an inference graph, for any number of samples.
+
+A graph takes a fixed number of samples; the last batch is filled up with the first sample at weight 0. Values are
+the graph's `param`, `attribute` and `state` tensors by name. They are never written to: training gives new ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from device_runtime.engines import Graph
+from device_runtime.engines.spec import Array, Arrays, GraphSpec
+from device_runtime.errors import EngineError, GraphInputError, InputError
+
+Float32 = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.floating]
+Int64 = npt.NDArray[np.int64]
+
+
+def initial_state(spec: GraphSpec, values: Arrays) -> dict[str, Array]:
+    """Zeros for each `state` tensor; dimensions that vary are taken from the values.
+
+    Raises:
+        GraphInputError: the values lack a tensor that says how large a dimension is.
+    """
+    sizes: dict[str, int] = {}
+    for tensor in spec.inputs:
+        if tensor.name in values:
+            sizes |= {d: n for d, n in zip(tensor.shape, values[tensor.name].shape, strict=False) if isinstance(d, str)}
+    state: dict[str, Array] = {}
+    for tensor in spec.of("state"):
+        if unknown := [d for d in tensor.shape if isinstance(d, str) and d not in sizes]:
+            raise GraphInputError(f"tensor {tensor.name!r}: no given tensor says how large {unknown[0]!r} is")
+        shape = [sizes[d] if isinstance(d, str) else d for d in tensor.shape]
+        state[tensor.name] = np.zeros(shape, tensor.dtype)
+    return state
+
+
+def advance(graph: Graph, values: Arrays, batch: Arrays, hyper: Mapping[str, float]) -> tuple[dict[str, Array], float]:
+    """One step: (values with those updated that the graph carries, loss).
+
+    values: may hold more than the graph takes; what it does not take is passed on. batch: features, labels and
+    sample weights. hyper: scalars by name.
+
+    Raises:
+        GraphInputError: a tensor does not fit.
+        EngineError: the engine failed.
+    """
+    spec = graph.spec
+    settings = {t.name: np.array(hyper[t.name], t.dtype) for t in spec.of("hyper") if t.name in hyper}
+    results = graph(_taken(spec, values) | settings | dict(batch))
+    moved = {taken: results[given] for given, taken in spec.carry.items()}
+    return {**values, **moved}, float(results["loss"])
+
+
+def batches(count: int, size: int, rng: np.random.Generator | None = None) -> Iterator[tuple[Int64, int]]:
+    """Indices int64 [size] of each batch and how many of them count; those after that are 0, to fill it up.
+
+    rng: shuffles; None keeps the order.
+    """
+    order = np.arange(count, dtype=np.int64) if rng is None else rng.permutation(count).astype(np.int64)
+    for start in range(0, count, size):
+        part = order[start : start + size]
+        at = np.zeros(size, np.int64)
+        at[: len(part)] = part
+        yield at, len(part)
+
+
+def train(
+    graph: Graph,
+    values: Arrays,
+    features: Arrays,
+    labels: Floats,
+    weights: Floats,
+    *,
+    rate: float,
+    epochs: int,
+    rng: np.random.Generator,
+) -> tuple[dict[str, Array], list[float]]:
+    """Epochs of a step graph over n samples: (all values with those updated that train, mean loss of each epoch).
+
+    values: parameters and attributes; optimizer state starts at zero unless it is among them. features: name ->
+    [n, ...] as the graph takes them. labels: float [n]. weights: float [n], at least 0; samples of weight 0 are left
+    out.
+
+    Raises:
+        InputError: nothing to train on, lengths differ, or labels or weights are not finite.
+        EngineError: training diverged; the values given are as they were.
+        GraphInputError: a tensor does not fit the graph.
+    """
+    _check_samples(features, labels, weights)
+    spec = graph.spec
+    [label], [weight] = spec.of("label"), spec.of("weight")
+    current = {**initial_state(spec, values), **values}
+    used = np.flatnonzero(weights > 0)
+    if not len(used):
+        raise InputError("there are no samples of weight above 0 to train on")
+    hyper = {"learning_rate": rate}
+    losses = []
+    for epoch in range(epochs):
+        total, mass = 0.0, 0.0
+        for order, count in batches(len(used), spec.batch, rng):
+            at = used[order]
+            batch = {name: column[at] for name, column in features.items()}
+            batch[label.name] = labels[at].astype(label.dtype)
+            batch[weight.name] = weights[at].astype(weight.dtype)
+            batch[weight.name][count:] = 0
+            current, loss = advance(graph, current, batch, hyper)
+            if not math.isfinite(loss):
+                raise _diverged(epoch, f"the loss became {loss}", rate)
+            share = float(batch[weight.name].sum())
+            total, mass = total + loss * share, mass + share
+        if wrong := not_finite(current, spec):
+            raise _diverged(epoch, f"{wrong!r} is not finite", rate)
+        losses.append(total / mass)
+    return current, losses
+
+
+def scores(graph: Graph, values: Arrays, features: Arrays) -> Float32:
+    """The single output of an inference graph for n samples, float32 [n, ...].
+
+    values: may hold more than the graph takes. features: name -> [n, ...].
+
+    Raises:
+        InputError: the features differ in length.
+        GraphInputError: a tensor does not fit the graph.
+        EngineError: the engine failed.
+    """
+    spec = graph.spec
+    [output] = spec.outputs
+    lengths = {len(column) for column in features.values()}
+    if len(lengths) != 1:
+        raise InputError(f"the features differ in length: {sorted(lengths)}")
+    [count] = lengths
+    fixed = _taken(spec, values)
+    parts = [np.zeros((0, *[d for d in output.shape[1:] if isinstance(d, int)]), np.float32)]
+    for at, real in batches(count, spec.batch):
+        result = graph(fixed | {name: column[at] for name, column in features.items()})
+        parts.append(result[output.name][:real].astype(np.float32))
+    return np.concatenate(parts)
+
+
+def not_finite(values: Arrays, spec: GraphSpec) -> str:
+    """The name of a carried tensor that holds nan or inf; "" where all are finite."""
+    for name in spec.carry.values():
+        if values[name].dtype.kind == "f" and not np.isfinite(values[name]).all():
+            return name
+    return ""
+
+
+def _taken(spec: GraphSpec, values: Arrays) -> dict[str, Array]:
+    return {t.name: values[t.name] for t in spec.inputs if t.name in values}
+
+
+def _diverged(epoch: int, what: str, rate: float) -> EngineError:
+    return EngineError(f"training diverged in epoch {epoch + 1}: {what}; lower the rate, now {rate}")
+
+
+def _check_samples(features: Arrays, labels: Floats, weights: Floats) -> None:
+    for what, column in (*features.items(), ("weights", weights)):
+        if len(column) != len(labels):
+            raise InputError(f"{what} has {len(column)} rows, the labels have {len(labels)}")
+    if not np.isfinite(labels).all():
+        raise InputError("labels must be finite numbers")
+    if not np.isfinite(weights).all() or (weights < 0).any():
+        raise InputError("sample weights must be finite numbers of at least 0")
