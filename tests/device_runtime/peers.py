@@ -1,0 +1,181 @@
+"""Peers on loopback for the transport's tests: a server that misbehaves on request, and a proxy that counts.
+
+Neither shares code with what it tests: they speak in raw sockets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Literal
+
+WAIT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Request:
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Raw bytes, then: keep the connection, close it, reset it, or say nothing more until the peer leaves."""
+
+    data: bytes
+    then: Literal["keep", "close", "reset", "hang"] = "keep"
+
+
+def reply(status: int, body: bytes = b"", kind: str = "application/json", /, **headers: str) -> Reply:
+    """A well-formed answer. headers: underscores stand for hyphens."""
+    fields = {"Content-Type": kind, "Content-Length": str(len(body))}
+    fields |= {name.replace("_", "-"): value for name, value in headers.items()}
+    lines = [f"HTTP/1.1 {status} Some Reason", *(f"{name}: {value}" for name, value in fields.items())]
+    return Reply("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+
+
+class _Listener:
+    """Accepts on a free port; each connection is served in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listening.getsockname()[1]
+        self.connections = 0
+        self._open: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> _Listener:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._threads[0].join(WAIT_S)
+        self._listening.close()
+        for connection in self._open:
+            _hang_up(connection)
+        for thread in self._threads[1:]:
+            thread.join(WAIT_S)
+        for connection in self._open:
+            connection.close()
+
+    def serve(self, connection: socket.socket) -> None:
+        raise NotImplementedError
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listening.accept()
+            except OSError:
+                return
+            self.connections += 1
+            self._start(self.serve, connection)
+
+    def _start(self, target: Callable[[socket.socket], None], connection: socket.socket) -> None:
+        self._open.append(connection)
+        thread = threading.Thread(target=target, args=(connection,))
+        self._threads.append(thread)
+        thread.start()
+
+
+class Server(_Listener):
+    """Answers each request with what `answer` gives; keeps the requests."""
+
+    def __init__(self, answer: Callable[[Request], Reply]) -> None:
+        self.answer = answer
+        self.requests: list[Request] = []
+        super().__init__()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def serve(self, connection: socket.socket) -> None:
+        try:
+            with connection.makefile("rb") as stream:
+                while request := _read_request(stream.readline, stream.read):
+                    self.requests.append(request)
+                    answer = self.answer(request)
+                    connection.sendall(answer.data)
+                    if answer.then == "close":
+                        break
+                    if answer.then == "reset":
+                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                        break
+                    if answer.then == "hang":
+                        stream.read()
+        except OSError:
+            pass
+        connection.close()  # with SO_LINGER 0 this is what resets
+
+
+class CountingProxy(_Listener):
+    """Relays TCP and counts the bytes of both directions, for each connection in order of arrival.
+
+    cuts: bytes that may come down on the first, second… connection before it is closed; later ones are not cut.
+    """
+
+    def __init__(self, upstream: int, cuts: tuple[int, ...] = ()) -> None:
+        self._upstream = upstream
+        self._cuts = list(cuts)
+        self.relayed = Relayed()
+        super().__init__()
+
+    def __enter__(self) -> CountingProxy:
+        return self
+
+    def serve(self, connection: socket.socket) -> None:
+        left = self._cuts.pop(0) if self._cuts else None
+        server = socket.create_connection(("127.0.0.1", self._upstream))
+        self._start(lambda to: self._relay_up(connection, to), server)
+        try:
+            while left != 0 and (data := server.recv(65536 if left is None else left)):
+                self.relayed.down += len(data)
+                left = None if left is None else left - len(data)
+                connection.sendall(data)
+        except OSError:
+            pass
+        _hang_up(connection)
+        _hang_up(server)
+
+    def _relay_up(self, client: socket.socket, server: socket.socket) -> None:
+        try:
+            while data := client.recv(65536):
+                self.relayed.up += len(data)
+                server.sendall(data)
+        except OSError:
+            pass
+        _hang_up(server)
+
+
+@dataclass
+class Relayed:
+    up: int = field(default=0)
+    down: int = field(default=0)
+
+
+def _hang_up(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+def _read_request(readline: Callable[[], bytes], read: Callable[[int], bytes]) -> Request | None:
+    first = readline()
+    if not first:
+        return None
+    method, path, _ = first.decode().split()
+    headers = {}
+    while line := readline().strip():
+        name, _, value = line.decode().partition(":")
+        headers[name.lower()] = value.strip()
+    return Request(method, path, headers, read(int(headers.get("content-length", 0))))
