@@ -59,11 +59,11 @@ def to_onnx(traced: Traced) -> bytes:
     Raises:
         EngineError: an operator has no ONNX form.
     """
-    import onnxscript.optimizer
-
     spec = traced.plan.spec
     try:
         with _quiet():
+            import onnxscript.optimizer
+
             exported = torch.onnx.export(
                 traced.program,
                 dynamo=True,
@@ -92,10 +92,10 @@ def to_executorch(traced: Traced) -> bytes:
     Raises:
         EngineError: an operator has no ExecuTorch kernel.
     """
-    from executorch.exir import EdgeCompileConfig, to_edge
-
     try:
         with _quiet():
+            from executorch.exir import EdgeCompileConfig, to_edge
+
             # the validity check refuses index_put with accumulation, for which the portable library has a kernel
             edge = to_edge(traced.program, compile_config=EdgeCompileConfig(_check_ir_validity=False))
             return bytes(edge.to_executorch().buffer)

@@ -23,7 +23,8 @@ def weighted_log_loss(logit: Tensor, label: Tensor, weight: Tensor) -> Tensor:
 
     Labels may be soft. A weight of 0 is padding; if all are 0 the loss is 0, not NaN.
     """
-    each = logit.clamp(min=0) - logit * label + torch.log1p(torch.exp(-logit.abs()))
+    positive = (logit > 0).to(logit.dtype)  # a product, because clamp's backward lowers to selects
+    each = logit * (positive - label) + torch.log1p(torch.exp(-logit.abs()))
     return (each * weight).sum() / weight.sum().clamp(min=1e-6)
 
 
@@ -150,7 +151,7 @@ class Step:
         grads, loss = grad_and_value(objective)({name: params[name] for name in self.trained})
         if self.clip:
             norm = torch.sqrt(sum(((g * g).sum() for g in grads.values()), torch.zeros_like(loss)) + 1e-12)
-            scale = (self.clip / norm).clamp(max=1.0)
+            scale = (self.clip / (norm + 1e-6)).clamp(max=1.0)
             grads = {name: g * scale for name, g in grads.items()}
 
         scalars = self.optimizer.advance(state)

@@ -1,0 +1,36 @@
+# The two commands that matter: `make demo` and `make test`. Both set up `.venv` first.
+PYTHON ?= python3
+BIN := .venv/bin
+DATA ?=
+
+.PHONY: setup demo test lint types contract check clean
+
+setup: .venv/installed
+
+# The CPU build of torch is enough for everything here; on a machine where pip would bring CUDA, install it first.
+.venv/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "CoDA needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/coda demo --report demo-report $(DEMO_ARGS)
+
+test: setup
+	$(BIN)/python -m pytest $(TEST_ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+contract: setup
+	$(BIN)/lint-imports
+
+check: lint types contract test
+
+clean:
+	rm -rf .venv demo-report runs build *.egg-info

@@ -1,0 +1,141 @@
+import json
+import shutil
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from device_runtime.bundle import BlobStore, RoundSettings, files_of, open_manifest, unpack_file
+from device_runtime.engines import open_engine
+from device_runtime.errors import InputError, TrustError, WireError
+from device_runtime.identity import Signer
+from device_runtime.messages import to_json
+from device_runtime.model import Model
+from device_runtime.samples import Ragged, SampleBatch
+from export.command import read_settings
+from export.package import Source, build, read_ref
+from tests.export.conftest import ITEMS, random_features
+
+
+def _opened(folder):
+    ref = read_ref(folder)
+    stored = (folder / "blobs" / ref.manifest).read_bytes()
+    return open_manifest(ref, stored, (folder / "release.pub").read_text().strip())
+
+
+def test_a_bundle_opens_with_the_release_key_and_with_no_other(bundle, tmp_path):
+    folder, manifest = bundle
+    assert _opened(folder) == manifest
+    ref = read_ref(folder)
+    stored = (folder / "blobs" / ref.manifest).read_bytes()
+    stranger = Signer.create(tmp_path / "key").public
+    with pytest.raises(TrustError, match="but this device trusts"):
+        open_manifest(ref, stored, stranger)
+
+
+def test_a_changed_manifest_or_announcement_is_refused(bundle):
+    folder, _ = bundle
+    ref = read_ref(folder)
+    trusted = (folder / "release.pub").read_text().strip()
+    stored = (folder / "blobs" / ref.manifest).read_bytes()
+    flipped = bytes([stored[0]]) + bytes([stored[1] ^ 1]) + stored[2:]
+    with pytest.raises(TrustError, match="damaged"):
+        open_manifest(ref, flipped, trusted)
+    with pytest.raises(TrustError, match="says version 3, its announcement 4"):
+        open_manifest(msgspec.structs.replace(ref, version=4), stored, trusted)
+    with pytest.raises(TrustError, match="signature"):
+        open_manifest(msgspec.structs.replace(ref, signature="00" * 64), stored, trusted)
+
+
+def test_a_manifest_of_another_format_asks_for_an_update(bundle, tmp_path):
+    from device_runtime.bundle import parse_manifest
+
+    _, manifest = bundle
+    other = json.loads(to_json(manifest)) | {"format": 2, "something": "new"}
+    with pytest.raises(WireError, match="format 2; this program reads format 1"):
+        parse_manifest(json.dumps(other).encode(), 3)
+
+
+def test_every_blob_is_whole_and_a_damaged_one_is_refused(bundle, tmp_path):
+    folder, manifest = bundle
+    store = BlobStore(folder / "blobs")
+    refs = {**files_of(manifest, "onnx"), **files_of(manifest, "executorch")}
+    refs |= {f"shard {i}": ref for i, ref in enumerate(manifest.tables["item"].shards)}
+    for ref in refs.values():
+        assert len(store.read(ref)) == ref.raw_size
+    ref = manifest.weights
+    stored = bytearray(store.path(ref.sha256).read_bytes())
+    stored[10] ^= 4
+    with pytest.raises(TrustError, match="damaged"):
+        unpack_file(ref, bytes(stored))
+    with pytest.raises(TrustError, match="damaged"):
+        unpack_file(ref, bytes(stored[:-1]))
+    with pytest.raises(WireError, match="choose another engine"):
+        files_of(manifest, "tensorflow")
+
+
+def test_graphs_of_both_engines_stay_small(bundle):
+    _, manifest = bundle
+    assert sum(f.file.size for g in manifest.graphs.values() for f in g.files.values()) < 60_000
+
+
+@pytest.mark.parametrize("engine", ["onnx", "executorch", "reference"])
+def test_an_opened_model_scores_as_the_module_does(bundle, small_din, rng, engine):
+    folder, manifest = bundle
+    model = Model.open(manifest, open_engine(engine), BlobStore(folder / "blobs"))
+    features = random_features(rng, 150)
+    lengths = (features["history"] != 0).sum(1)
+    flat = features["history"][features["history"] != 0].astype(np.int32)
+    starts = np.concatenate(([0], np.cumsum(lengths)[:-1]))
+    samples = SampleBatch(
+        manifest.schema,
+        {
+            "item": features["item"].astype(np.int32),
+            "history": Ragged(flat, starts.astype(np.int32), lengths.astype(np.int32)),
+        },
+        np.zeros(150, np.float32),
+    )
+    table = model.table(samples.ids("item"), model.base)
+    given = {n: torch.from_numpy(v) for n, v in features.items()}
+    with torch.no_grad():
+        # rows travel in half precision, so the module is compared with its rows rounded likewise
+        rounded = {"item.weight": small_din.item.weight.half().float()}
+        logit = torch.func.functional_call(small_din, rounded, (), given).numpy()
+    np.testing.assert_allclose(model.logits(samples, table, model.base), logit, atol=1e-5)
+    embedding = model.encode(samples, table)
+    np.testing.assert_allclose(np.linalg.norm(embedding, axis=1), 1, atol=1e-5)
+
+
+def test_every_item_is_in_the_shard_that_its_key_names(bundle):
+    folder, manifest = bundle
+    model = Model.open(manifest, open_engine("onnx"), BlobStore(folder / "blobs"))
+    keys = [f"item-{i}" for i in range(1, ITEMS)]
+    assert model.ids_of([*keys, "no such item"]) == {key: i + 1 for i, key in enumerate(keys)}
+
+
+def test_what_cannot_be_packaged_is_refused(bundle, small_din, tmp_path):
+    folder, _ = bundle
+    source = Source("toy", "DIN", small_din, [""], None, {}, RoundSettings())
+    signer = Signer.create(tmp_path / "key")
+    common = {"signer": signer, "engines": [], "progress": print}
+    with pytest.raises(InputError, match="holds a bundle already"):
+        build(source, folder, version=1, answer_key="ab" * 32, **common)
+    with pytest.raises(InputError, match="counts from 1"):
+        build(source, tmp_path / "new", version=0, answer_key="ab" * 32, **common)
+    with pytest.raises(InputError, match="64 hex digits"):
+        build(source, tmp_path / "new", version=1, answer_key="nonsense", **common)
+    shutil.rmtree(tmp_path / "empty", ignore_errors=True)
+    with pytest.raises(InputError, match="coda export"):
+        read_ref(tmp_path / "empty")
+
+
+def test_settings_come_from_a_file_that_is_checked(tmp_path):
+    path = tmp_path / "settings.json"
+    path.write_text('{"candidates": 50}')
+    assert read_settings(path) == RoundSettings(candidates=50)
+    path.write_text('{"candidate": 50}')
+    with pytest.raises(InputError, match="candidate"):
+        read_settings(path)
+    with pytest.raises(InputError, match="cannot read"):
+        read_settings(tmp_path / "absent")
