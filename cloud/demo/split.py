@@ -63,7 +63,9 @@ def split(dataset: Dataset, devices: int, rng: np.random.Generator) -> DemoSplit
     excluded = np.array([user in names for user in dataset.users])
     cloud = dataset.take((events.timestamp <= cut) & ~excluded[events.contributor])
     if len(cloud.events) < 100:
-        raise InputError(f"only {len(cloud.events)} events are left for the cloud; give a larger table or fewer devices")
+        raise InputError(
+            f"only {len(cloud.events)} events are left for the cloud; give a larger table or fewer devices"
+        )
     return DemoSplit(cloud, chosen, cut, len(candidates))
 
 

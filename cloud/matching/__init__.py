@@ -1,0 +1,8 @@
+"""Matching: which samples of the pool resemble a query."""
+
+from cloud.matching.exact import ExactStore
+from cloud.matching.faiss import FaissStore
+from cloud.matching.select import match
+from cloud.matching.store import Found, MatchStore
+
+__all__ = ["ExactStore", "FaissStore", "Found", "MatchStore", "match"]

@@ -1,0 +1,180 @@
+"""`coda data …`: tables in, data sets out, samples into the pool."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from device_runtime.bundle import write_atomically
+from device_runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from cloud.datasets import Dataset
+
+DESCRIPTION = """\
+Read interactions of any origin. A table (Parquet or CSV) has user_id, item_id, timestamp in seconds and, if known,
+rating or label; with neither, every row is a positive and negatives are drawn. An items table has item_id and
+optionally title and categories. MovieLens zips or folders, Amazon reviews and Taobao's UserBehavior.csv are read as
+downloaded.
+
+example:
+  coda data prepare --interactions ratings.csv --items movies.csv --out runs/data
+  coda data describe runs/data
+  coda data ingest --home runs/server --data runs/data
+"""
+
+
+class Command:
+    help = "read interactions tables, and feed the pool"
+
+    @staticmethod
+    def configure(parser: argparse.ArgumentParser) -> None:
+        parser.description = DESCRIPTION
+        parser.formatter_class = argparse.RawDescriptionHelpFormatter
+        verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+        sub = verbs.add_parser("prepare", help="read a table, and store it as a data set for training and ingestion")
+        add_source(sub, required=True)
+        sub.add_argument("--out", type=Path, required=True, metavar="DIR")
+        _add_json(sub)
+        sub = verbs.add_parser("describe", help="what a data set or table holds, and which rows were dropped and why")
+        sub.add_argument("folder", type=Path, nargs="?", metavar="DIR", help="a prepared data set")
+        add_source(sub, required=False)
+        _add_json(sub)
+        sub = verbs.add_parser("example", help="prepare the data set that comes with CoDA (MovieLens latest-small)")
+        sub.add_argument("--out", type=Path, required=True, metavar="DIR")
+        _add_json(sub)
+        sub = verbs.add_parser("history", help="write one user's events as a file that a device imports")
+        sub.add_argument("--data", type=Path, required=True, metavar="DIR")
+        sub.add_argument("--user", required=True, metavar="KEY")
+        sub.add_argument("--out", type=Path, required=True, metavar="FILE")
+        sub = verbs.add_parser("ingest", help="embed a data set's samples and add them to a server's pool")
+        sub.add_argument("--home", type=Path, required=True, metavar="DIR", help="the server's folder")
+        sub.add_argument("--data", type=Path, required=True, metavar="DIR")
+
+    @staticmethod
+    def run(args: argparse.Namespace) -> int:
+        from cloud.datasets import Dataset, example
+
+        if args.verb == "ingest":
+            return _ingest(args)
+        if args.verb == "history":
+            return _history(args)
+        if args.verb == "describe" and args.folder:
+            dataset = Dataset.load(args.folder)
+        elif args.verb == "example":
+            dataset = example()
+        elif args.interactions:
+            dataset = read_source(args)
+        else:
+            raise InputError("name a prepared data set, or a table with --interactions")
+        if args.verb != "describe":
+            dataset.save(args.out)
+        facts = describe(dataset)
+        _show(facts)
+        if args.json:
+            write_atomically(
+                args.json, msgspec.json.format(msgspec.json.encode({"command": f"data {args.verb}", **facts}))
+            )
+        return 0
+
+
+def add_source(parser: argparse.ArgumentParser, required: bool) -> None:
+    """The arguments that say which table to read, and how."""
+    parser.add_argument("--interactions", type=Path, required=required, metavar="F", help="table, zip or folder")
+    parser.add_argument("--items", type=Path, metavar="F", help="items table")
+    parser.add_argument("--reader", default="auto", choices=("auto", "table", "movielens", "amazon", "taobao"))
+    parser.add_argument("--positive-at", type=float, metavar="X", help="least rating that counts as a like")
+    parser.add_argument("--negatives", type=int, default=1, metavar="N", help="per positive, if there are no labels")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--name", metavar="NAME")
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the facts as JSON")
+
+
+def read_source(args: argparse.Namespace) -> Dataset:
+    """The data set that these arguments name. Raises: InputError."""
+    from cloud.datasets import read
+
+    return read(
+        args.interactions,
+        args.items,
+        reader=args.reader,
+        positive_at=args.positive_at,
+        negatives=args.negatives,
+        seed=args.seed,
+        name=args.name,
+    )
+
+
+def describe(dataset: Dataset) -> dict[str, object]:
+    """Facts of a data set, for people and scripts."""
+    events = dataset.events
+    each = np.bincount(events.contributor, minlength=len(dataset.users))
+    return {
+        "name": dataset.name,
+        "users": len(dataset.users),
+        "items": len(dataset.items) - 1,
+        "categories": len(dataset.categories) - 1,
+        "events": len(events),
+        "liked_share": float(events.label.mean()),
+        "events_per_user": {"least": int(each.min()), "median": float(np.median(each)), "most": int(each.max())},
+        "from": _day(int(events.timestamp.min())),
+        "to": _day(int(events.timestamp.max())),
+        "report": msgspec.to_builtins(dataset.report),
+    }
+
+
+def _day(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def _show(facts: dict[str, object]) -> None:
+    report = facts["report"]
+    assert isinstance(report, dict)
+    for name, value in facts.items():
+        if name != "report":
+            shown = f"{value:.3f}" if isinstance(value, float) else value
+            print(f"{name.replace('_', ' '):18}{shown}")
+    print(f"{'rows':18}{report['rows']} read, {report['kept']} kept, {report['negatives']} negatives drawn")
+    if report["short_negatives"]:
+        print(f"  {report['short_negatives']} negatives could not be drawn: users who know nearly every item")
+    for reason, count in report["dropped"].items():
+        places = ", ".join(report["examples"].get(reason, []))
+        print(f"  dropped {count}: {reason}{f' ({places} …)' if places else ''}")
+    for note in report["notes"]:
+        print(f"  {note}")
+
+
+def _history(args: argparse.Namespace) -> int:
+    from cloud.datasets import Dataset, write_history
+
+    dataset = Dataset.load(args.data)
+    if args.user not in dataset.users:
+        raise InputError(
+            f"{args.data} has no user {args.user!r}; it has {len(dataset.users)}, such as {dataset.users[0]!r}"
+        )
+    mine = dataset.events.take(dataset.events.contributor == dataset.users.index(args.user))
+    write_history(dataset, mine, args.out)
+    print(f"{args.out}: {len(mine)} events")
+    return 0
+
+
+def _ingest(args: argparse.Namespace) -> int:
+    from rich.progress import Progress
+
+    from cloud.datasets import Dataset
+    from cloud.home import ServerHome, ingest
+
+    dataset = Dataset.load(args.data)
+    with ServerHome(args.home) as home, Progress(transient=True) as bar:
+        task = bar.add_task("embedding")
+        count = ingest(home, dataset, lambda done, total: bar.update(task, completed=done, total=total))
+    print(f"{args.home}: {count} samples added to the pool; restart `coda serve` to see them")
+    return 0

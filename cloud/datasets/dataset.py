@@ -1,0 +1,143 @@
+"""A data set: ordered events, vocabularies, and the account of what was read. Stored as Parquet and JSON."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from device_runtime.bundle import write_atomically
+from device_runtime.errors import InputError, StoreError
+from device_runtime.samples import Float32, Int32
+from device_runtime.stream import Events
+
+FORMAT = 1
+CATEGORIES = 4
+"""Categories kept per item: the rarest, which say most about it."""
+
+
+class ReadReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What became of a table's rows. dropped: reason -> count; examples: reason -> the first few places ("line 7").
+    short_negatives: negatives that could not be drawn because a user knows nearly every item."""
+
+    source: str
+    rows: int
+    kept: int
+    dropped: dict[str, int] = {}
+    examples: dict[str, list[str]] = {}
+    negatives: int = 0
+    short_negatives: int = 0
+    notes: list[str] = []
+
+
+class _Meta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    format: int
+    name: str
+    positive_at: float | None
+    categories: tuple[str, ...]
+    report: ReadReport
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """events: ordered by contributor (an index into `users`) and time; items are ids from 1 into `items`, 0 = padding;
+    sampled negatives are among them, not observed. ratings: float32 aligned with events, NaN where there is none; None
+    if the table has no ratings. users, items, titles, categories: external keys and names by id; items[0], titles[0]
+    and categories[0] are "". item_categories: int32 [items, 4], 0 = none. positive_at: the least rating labelled 1."""
+
+    name: str
+    events: Events
+    ratings: Float32 | None
+    users: tuple[str, ...]
+    items: tuple[str, ...]
+    titles: tuple[str, ...]
+    categories: tuple[str, ...]
+    item_categories: Int32
+    positive_at: float | None
+    report: ReadReport
+
+    def take(self, mask: npt.NDArray[np.bool_]) -> Dataset:
+        """Only these events; users, items and categories keep their ids."""
+        ratings = None if self.ratings is None else self.ratings[mask]
+        return dataclasses.replace(self, events=self.events.take(mask), ratings=ratings)
+
+    def save(self, folder: Path) -> None:
+        """Raises: StoreError: the disk refuses."""
+        e = self.events
+        columns = {
+            "user": e.contributor, "item": e.item, "timestamp": e.timestamp, "label": e.label, "observed": e.observed,
+        }  # fmt: skip
+        if self.ratings is not None:
+            columns["rating"] = self.ratings
+        _write(folder / "events.parquet", pa.table(columns))
+        _write(folder / "users.parquet", pa.table({"key": list(self.users)}, schema=pa.schema({"key": pa.string()})))
+        items = pa.table(
+            {"key": list(self.items), "title": list(self.titles), "categories": self.item_categories.tolist()},
+            schema=pa.schema(
+                {"key": pa.string(), "title": pa.string(), "categories": pa.list_(pa.int32(), CATEGORIES)}
+            ),
+        )
+        _write(folder / "items.parquet", items)
+        meta = _Meta(FORMAT, self.name, self.positive_at, self.categories, self.report)
+        write_atomically(folder / "dataset.json", msgspec.json.format(msgspec.json.encode(meta)))
+
+    @staticmethod
+    def load(folder: Path) -> Dataset:
+        """Raises: InputError: not a prepared data set. StoreError: damaged, or of another format."""
+        path = folder / "dataset.json"
+        try:
+            found = msgspec.json.decode(path.read_bytes(), type=dict[str, msgspec.Raw]).get("format")
+            if found is None or bytes(found) != str(FORMAT).encode():
+                raise StoreError(f"{folder} is of another format; prepare it again with `coda data prepare`")
+            meta = msgspec.json.decode(path.read_bytes(), type=_Meta)
+            events = pq.read_table(folder / "events.parquet")
+            items = pq.read_table(folder / "items.parquet")
+            users = pq.read_table(folder / "users.parquet")
+        except FileNotFoundError:
+            raise InputError(f"{folder} is not a prepared data set; make one with `coda data prepare`") from None
+        except (OSError, pa.ArrowException, msgspec.DecodeError) as error:
+            raise StoreError(f"the data set in {folder} is damaged: {error}; prepare it again") from None
+        stream = Events(
+            events["user"].to_numpy(),
+            events["item"].to_numpy(),
+            events["timestamp"].to_numpy(),
+            events["label"].to_numpy(),
+            np.asarray(events["observed"].to_numpy(zero_copy_only=False), bool),
+        )
+        categories = items["categories"].combine_chunks()
+        return Dataset(
+            meta.name,
+            stream,
+            events["rating"].to_numpy() if "rating" in events.column_names else None,
+            tuple(users["key"].to_pylist()),
+            tuple(items["key"].to_pylist()),
+            tuple(items["title"].to_pylist()),
+            meta.categories,
+            np.asarray(categories.flatten()).reshape(-1, CATEGORIES).astype(np.int32),
+            meta.positive_at,
+            meta.report,
+        )
+
+
+def write_history(dataset: Dataset, events: Events, path: Path) -> None:
+    """One user's events as a device imports them: CSV of item_id, timestamp, label, observed."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["item_id", "timestamp", "label", "observed"])
+    for item, at, label, seen in zip(events.item, events.timestamp, events.label, events.observed, strict=True):
+        writer.writerow([dataset.items[int(item)], int(at), f"{float(label):g}", int(seen)])
+    write_atomically(path, text.getvalue().encode())
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    write_atomically(path, sink.getvalue().to_pybytes())

@@ -1,0 +1,53 @@
+"""The pool's side of the encoder: the bundle's own graph on ONNX Runtime, over all rows of the catalogue. No torch."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from device_runtime.bundle import BlobStore, Manifest
+from device_runtime.engines import open_engine
+from device_runtime.errors import InputError
+from device_runtime.model import VOCABULARY, Model
+from device_runtime.samples import Float32, Int32, SampleBatch
+from device_runtime.tables import LocalTable
+from device_runtime.wire import Rows
+
+
+class Encoder:
+    """Embeds samples, and knows the row of every item.
+
+    Raises (from the constructor):
+        TrustError, StoreError: a blob of the bundle is damaged or missing. EngineError: the graph does not load.
+    """
+
+    def __init__(self, manifest: Manifest, blobs: BlobStore, threads: int = 1) -> None:
+        self.manifest = manifest
+        self._model = Model.open(manifest, open_engine("onnx", threads), blobs)
+        shards = [self._model.shard(number) for number in range(len(manifest.tables[VOCABULARY].shards))]
+        ids = np.concatenate([shard.ids for shard in shards])
+        order = np.argsort(ids)
+        self._rows = Rows(
+            ids[order],
+            {n: np.concatenate([s.tensors[n] for s in shards])[order] for n in manifest.tables[VOCABULARY].tensors},
+        )
+        self._shard = np.repeat(np.arange(len(shards)), [len(shard.ids) for shard in shards])[order]
+
+    def encode(self, samples: SampleBatch) -> Float32:
+        """Embeddings, float32 [n, width]. Raises: InputError: an id is not in the vocabulary."""
+        ids = samples.ids(VOCABULARY)
+        table = LocalTable.build(ids, [self._picked(self._at(ids))], self._model.padding)
+        return self._model.encode(samples, table)
+
+    def rows(self, ids: Int32, held: Int32) -> Rows:
+        """The rows of those ids (ascending) whose shard is not among `held`."""
+        at = self._at(ids)
+        return self._picked(at[~np.isin(self._shard[at], held)])
+
+    def _picked(self, at: np.ndarray[tuple[int], np.dtype[np.intp]]) -> Rows:
+        return Rows(self._rows.ids[at], {n: t[at] for n, t in self._rows.tensors.items()})
+
+    def _at(self, ids: Int32) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
+        at = np.minimum(np.searchsorted(self._rows.ids, ids), len(self._rows.ids) - 1)
+        if not (self._rows.ids[at] == ids).all():
+            raise InputError(f"id {ids[self._rows.ids[at] != ids][0]} is not in the vocabulary of {VOCABULARY}s")
+        return at

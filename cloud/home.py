@@ -1,0 +1,167 @@
+"""A server's folder, with the embedded defaults: SQLite, local files, a pool on disk.
+
+HOME/answer.key     signs per-user answers; every manifest names its public half
+HOME/salt           makes pseudonyms of contributors; without it they cannot be linked
+HOME/catalog.db     devices, releases, reports
+HOME/blobs/         bundle files by content hash
+HOME/pool/ENCODER/  samples without identities, embedded by that encoder
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import zstandard
+
+from cloud.catalog import Catalog
+from cloud.datasets import Dataset
+from cloud.encoding import Encoder
+from cloud.pool import Pool, Tokens
+from device_runtime.bundle import BlobStore, FileRef, Manifest, open_manifest, parse_manifest, unpack_file
+from device_runtime.errors import InputError, StoreError, TrustError
+from device_runtime.identity import Signer
+from device_runtime.messages import BundleRef
+from device_runtime.stream import samples
+
+SEGMENT = 250_000
+"""Samples in a segment of the pool, at most."""
+
+
+class ServerHome:
+    """Use it in a `with`, or close it.
+
+    Raises (from the constructor):
+        StoreError: the folder or one of its files cannot be used.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._salt = _salt(path / "salt")
+        except OSError as error:
+            raise StoreError(f"the server's home {path} cannot be used: {error.strerror}") from None
+        self.answer_signer = Signer.open_or_create(path / "answer.key")
+        self.catalog = Catalog(f"sqlite:///{(path / 'catalog.db').absolute()}")
+        self.blobs = BlobStore(path / "blobs")
+
+    def __enter__(self) -> ServerHome:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.catalog.close()
+
+    def release(self) -> tuple[BundleRef, Manifest]:
+        """The current release. Raises: InputError: there is none."""
+        ref = self.catalog.current()
+        if ref is None:
+            raise InputError(f"{self.path} has no release yet; run `coda release publish BUNDLE --home {self.path}`")
+        # its signature was checked when it was published; what lies here is the operator's own
+        stored = self.blobs.read(FileRef(ref.manifest, ref.size, ref.size, "none"))
+        return ref, parse_manifest(_unpacked(stored), ref.version)
+
+    def pool(self, manifest: Manifest) -> Pool:
+        return Pool(self.path / "pool" / manifest.encoder, manifest.schema, manifest.width)
+
+    def contributor(self, name: str) -> int:
+        """The pseudonym under which a contributor's samples lie in the pool: never 0, and the same each time."""
+        digest = hmac.digest(self._salt, name.encode(), "sha256")
+        return int.from_bytes(digest[:8], "little") or 1
+
+
+def publish(home: ServerHome, bundle: Path) -> Manifest:
+    """Verify every file of a bundle folder, take it in, and make it the current release.
+
+    Raises:
+        InputError: not a bundle, for another server, or not newer than the current one. TrustError: a signature or
+        hash is wrong. Nothing has changed then.
+    """
+    try:
+        ref = msgspec.json.decode((bundle / "bundle.json").read_bytes(), type=BundleRef)
+        trusted = (bundle / "release.pub").read_text().strip()
+        stored = (bundle / "blobs" / ref.manifest).read_bytes()
+    except (OSError, msgspec.DecodeError) as error:
+        raise InputError(f"{bundle} is not a whole bundle folder ({error}); make one with `coda export`") from None
+    manifest = open_manifest(ref, stored, trusted)
+    if manifest.answer_key != home.answer_signer.public:
+        raise InputError(
+            f"the bundle names another server's answer key; export it again with "
+            f"--answer-key $(coda release keys --home {home.path})"
+        )
+    current = home.catalog.current()
+    if current is not None and ref.version <= current.version:
+        raise InputError(
+            f"the bundle has version {ref.version}, but {current.version} is out already; "
+            f"export with --bundle-version {current.version + 1}"
+        )
+    blobs = {ref.manifest: stored}
+    for file in _files(manifest):
+        try:
+            data = (bundle / "blobs" / file.sha256).read_bytes()
+        except OSError:
+            raise TrustError(f"{bundle} lacks the blob {file.sha256[:12]}… that its manifest names") from None
+        unpack_file(file, data)
+        blobs[file.sha256] = data
+    for sha256, data in blobs.items():
+        if not home.blobs.path(sha256).exists():
+            home.blobs.write(sha256, data)
+    home.catalog.release(manifest.name, ref, time.time())
+    return manifest
+
+
+def ingest(home: ServerHome, dataset: Dataset, progress: Callable[[int, int], None] = lambda done, total: None) -> int:
+    """Embed a data set's samples by the current encoder and add them to the pool. Returns how many there were.
+
+    dataset: its vocabulary must be that of the released model.
+
+    Raises:
+        InputError: there is no release, or an item is not in its vocabulary.
+    """
+    _, manifest = home.release()
+    if len(dataset.items) != manifest.tables["item"].rows:
+        raise InputError(
+            f"the data set has {len(dataset.items)} items, the released model {manifest.tables['item'].rows}: "
+            "ingest the data that the model was trained on"
+        )
+    encoder, pool = Encoder(manifest, home.blobs), home.pool(manifest)
+    everything = samples(dataset.events, manifest.schema)
+    tokens: Tokens = np.array([home.contributor(f"user:{name}") for name in dataset.users], np.uint64)
+    total = len(everything)
+    for start in range(0, total, SEGMENT):
+        part = slice(start, start + SEGMENT)
+        embedded = []
+        for at in range(start, min(start + SEGMENT, total), 8192):
+            embedded.append(encoder.encode(everything.take(slice(at, min(at + 8192, start + SEGMENT)))))
+            progress(min(at + 8192, total), total)
+        events = dataset.events
+        pool.append(
+            everything.take(part), events.timestamp[part], tokens[events.contributor[part]], np.concatenate(embedded)
+        )
+    return total
+
+
+def _files(manifest: Manifest) -> list[FileRef]:
+    graphs = [file.file for entry in manifest.graphs.values() for file in entry.files.values()]
+    shards = [shard for table in manifest.tables.values() for shard in table.shards]
+    return [manifest.weights, manifest.classifier, *graphs, *shards]
+
+
+def _salt(path: Path) -> bytes:
+    if not path.exists():
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(32))
+            file.flush()
+            os.fsync(file.fileno())
+    return path.read_bytes()
+
+
+def _unpacked(stored: bytes) -> bytes:
+    data: bytes = zstandard.ZstdDecompressor().decompress(stored, max_output_size=16 << 20)
+    return data

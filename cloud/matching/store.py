@@ -1,0 +1,52 @@
+"""The seam between matching and whatever searches vectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from device_runtime.samples import Float32, Int64
+
+
+@dataclass(frozen=True)
+class Found:
+    """positions: int64 [q, k], global pool positions, best first, -1 where there are no more. similarities: float32
+    [q, k], inner products, larger = more similar; -inf where the position is -1."""
+
+    positions: Int64
+    similarities: Float32
+
+
+class MatchStore(Protocol):
+    """Searches a pool. Vectors are of unit length; similarity is the inner product, larger = more similar.
+
+    Every implementation must pass `tests/cloud/matching/test_contract.py`, with `ExactStore` as the oracle.
+    """
+
+    name: str
+
+    def search(self, queries: Float32, k: int, exclude: int) -> Found:
+        """The k most similar samples to each of the queries, float32 [q, width].
+
+        exclude: a contributor's token; none of that contributor's samples is returned, and as many others are as if
+        they were not there. A sample appears once a row at the most. Samples appended before the call are found.
+        """
+        ...
+
+
+def merge(parts: list[Found], k: int, queries: int) -> Found:
+    """The k best of several searches over disjoint samples; equal similarities go by position."""
+    if not parts:
+        return Found(np.full((queries, k), -1, np.int64), np.full((queries, k), -np.inf, np.float32))
+    positions = np.concatenate([part.positions for part in parts], 1)
+    similarities = np.concatenate([part.similarities for part in parts], 1)
+    best = np.lexsort((positions, -similarities), axis=1)[:, :k]
+    positions = np.take_along_axis(positions, best, 1)
+    similarities = np.take_along_axis(similarities, best, 1)
+    lacking = k - positions.shape[1]
+    if lacking > 0:
+        positions = np.pad(positions, ((0, 0), (0, lacking)), constant_values=-1)
+        similarities = np.pad(similarities, ((0, 0), (0, lacking)), constant_values=-np.inf)
+    return Found(positions, similarities)
