@@ -1,0 +1,163 @@
+"""A device's folder: who it is, what it holds, and that only one round at a time works on it.
+
+HOME/coda.db                  events, journal, what serves (store.py)
+HOME/device.key               the private key, readable by its owner only
+HOME/blobs/                   bundle files by content hash
+HOME/weights/VERSION.safetensors
+HOME/cache/                   the ExecuTorch shim, where the machine has no other
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors.numpy import save as save_safetensors
+
+from device_runtime.bundle import BlobStore, Manifest, open_manifest, read_tensors, write_atomically
+from device_runtime.counting import ByteCounter
+from device_runtime.engines import Engine, available
+from device_runtime.errors import InputError, StoreError
+from device_runtime.identity import Signer, check_public_key, device_id
+from device_runtime.messages import BundleRef, Enrolled, Enrolment, from_json, to_json
+from device_runtime.model import Model, Weights
+from device_runtime.platform_info import capability
+from device_runtime.store import Store
+from device_runtime.transport import Transport
+
+
+class DeviceHome:
+    """Use it in a `with`, or close it.
+
+    Raises (from the constructor):
+        StoreError: the folder cannot be used, or was written by another version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.store = Store(path / "coda.db")
+        self.blobs = BlobStore(path / "blobs")
+        self.cache = path / "cache"
+
+    def __enter__(self) -> DeviceHome:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.store.close()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the home for a round. Raises: StoreError: another process does."""
+        with (self.path / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise StoreError(f"another process runs a round in {self.path}; wait for it, or stop it") from None
+            yield
+
+    # -- identity -----------------------------------------------------------------------------------------------
+
+    def signer(self) -> Signer:
+        """The device's key, made when first asked for."""
+        return Signer.open_or_create(self.path / "device.key")
+
+    @property
+    def trusted(self) -> str:
+        """The release key that this device was given. Raises: InputError: it is not enrolled."""
+        return self._enrolled("trusted")
+
+    @property
+    def server(self) -> str:
+        """Raises: InputError: it is not enrolled."""
+        return self._enrolled("server")
+
+    def _enrolled(self, name: str) -> str:
+        value = self.store.setting(name)
+        if value is None:
+            raise InputError(f"{self.path} is not enrolled yet; run `coda device enrol --server URL --trust KEY` first")
+        return value
+
+    def transport(self, counter: ByteCounter) -> Transport:
+        """Calls to the server that this device is enrolled at, signed."""
+        signer = self.signer()
+        return Transport(self.server, counter, signer=signer, device=device_id(signer.public))
+
+    def enrol(self, server: str, trusted: str, counter: ByteCounter) -> str:
+        """Announce the device's key to a server; harmless if done before. Returns the device's id.
+
+        trusted: the public release key, hex, which bundles must be signed with from now on.
+
+        Raises:
+            InputError: not a key or an address. TransportError: the server cannot be reached or refuses.
+        """
+        trusted = check_public_key(trusted.strip())
+        signer = self.signer()
+        device = device_id(signer.public)
+        message = Enrolment(public_key=signer.public, capability=capability(available(self.cache)))
+        with Transport(server, counter, signer=signer, device=device) as transport:
+            answer = transport.request(
+                "POST",
+                "/v1/devices",
+                to_json(message),
+                label="enrol",
+                accept="application/json",
+                accept_status=(200, 201),
+            )
+            found = from_json(answer.body, Enrolled, "the answer to the enrolment").device
+            if found != device:
+                raise InputError(
+                    f"the server knows this key as device {found}, but it is {device}: update the older side"
+                )
+            self.store.set(server=transport.base_url, trusted=trusted, device=device)
+        return device
+
+    # -- what serves --------------------------------------------------------------------------------------------
+
+    def manifest(self, ref: BundleRef | None = None) -> Manifest:
+        """The manifest of a bundle whose blob is held; by default of the one that serves. Verified anew each time.
+
+        Raises:
+            InputError: no bundle has been pulled. TrustError: it is damaged.
+        """
+        if ref is None:
+            serving = self.store.bundle()
+            if serving is None:
+                raise InputError(f"{self.path} holds no bundle yet; run `coda device run` first")
+            ref = serving[0]
+        path = self.blobs.path(ref.manifest)
+        try:
+            stored = path.read_bytes()
+        except OSError as error:
+            raise StoreError(
+                f"cannot read the manifest {path}: {error.strerror}; run a round to pull it again"
+            ) from None
+        return open_manifest(ref, stored, self.trusted)
+
+    def model(self, engine: Engine) -> Model:
+        """The serving bundle on an engine."""
+        return Model.open(self.manifest(), engine, self.blobs)
+
+    def active_weights(self, model: Model) -> Weights:
+        """The personal weights that serve, if they belong to this bundle; else the bundle's own."""
+        found = self.store.weights()
+        if found is None or found[1] != model.manifest.version:
+            return model.base
+        path = self._weights_path(found[0])
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise StoreError(f"cannot read the weights {path}: {error.strerror}") from None
+        return Weights.from_tensors(read_tensors(data, str(path)), found[0])
+
+    def activate(self, weights: Weights, bundle: int) -> None:
+        """Let weights serve. Killed at any point, either the old ones serve or the new ones, whole."""
+        write_atomically(self._weights_path(weights.version), save_safetensors(weights.tensors()))
+        self.store.use_weights(weights.version, bundle)
+        for path in (self.path / "weights").glob("*.safetensors"):
+            if path.stem != weights.version:
+                path.unlink(missing_ok=True)
+
+    def _weights_path(self, version: str) -> Path:
+        return self.path / "weights" / f"{version}.safetensors"
