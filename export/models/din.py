@@ -33,7 +33,7 @@ class DIN(Recommender):
         self.ask = nn.Linear(d, attention)
         self.behave = nn.Parameter(torch.empty(d, attention))
         self.interact = nn.Parameter(torch.empty(d, attention))
-        self.weigh = nn.Linear(attention, 1)
+        self.weigh = nn.Linear(attention, 1, bias=False)  # softmax does not feel a bias
         self.hidden = nn.Linear(3 * d, 80)
         self.deeper = nn.Linear(80, 40)
         self.out = nn.Linear(40, 1)
