@@ -1,4 +1,4 @@
-"""`coda`: one command whose sub-commands belong to the floors. Only the module of the one that is called is imported."""
+"""`coda`: one command whose sub-commands belong to the floors. Only the module of the one called is imported."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class History:
 
 
 def read_history(path: Path) -> History:
-    """Read a file of `item_id`, `timestamp` (seconds), and `label` (0 to 1) or `rating`, or both; optionally `observed`.
+    """Read `item_id`, `timestamp` (seconds), `label` (0 to 1) or `rating` or both, and optionally `observed`.
 
     Raises:
         InputError: the file cannot be read, or lacks a column; nothing of it is used.
@@ -60,7 +60,8 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
         columns = set(reader.fieldnames or ())
         if not {"item_id", "timestamp"} <= columns or not columns & {"label", "rating"}:
             raise InputError(
-                f"{path} needs a header with item_id, timestamp and label or rating; it has {', '.join(columns) or 'none'}"
+                f"{path} needs a header with item_id, timestamp and label or rating; "
+                f"it has {', '.join(sorted(columns)) or 'none'}"
             )
         for row in reader:
             if None in row or None in row.values():

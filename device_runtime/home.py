@@ -18,7 +18,7 @@ from safetensors.numpy import save as save_safetensors
 
 from device_runtime.bundle import BlobStore, Manifest, open_manifest, read_tensors, write_atomically
 from device_runtime.counting import ByteCounter
-from device_runtime.engines import Engine, available
+from device_runtime.engines import Engine, installed
 from device_runtime.errors import InputError, StoreError
 from device_runtime.identity import Signer, check_public_key, device_id
 from device_runtime.messages import BundleRef, Enrolled, Enrolment, from_json, to_json
@@ -95,7 +95,7 @@ class DeviceHome:
         trusted = check_public_key(trusted.strip())
         signer = self.signer()
         device = device_id(signer.public)
-        message = Enrolment(public_key=signer.public, capability=capability(available(self.cache)))
+        message = Enrolment(public_key=signer.public, capability=capability(installed()))
         with Transport(server, counter, signer=signer, device=device) as transport:
             answer = transport.request(
                 "POST",

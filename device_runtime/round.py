@@ -1,4 +1,4 @@
-"""One personalization: pull, match, filter, tune, judge, activate or keep, report. Each phase is metered and journalled.
+"""One personalization: pull, match, filter, tune, judge, activate or keep, report; metered and journalled.
 
 A round starts from the bundle's weights with all local samples, not from earlier personal weights: what it ends with
 depends on the data, not on how many rounds came before. Whatever goes wrong, the weights that served before still do.

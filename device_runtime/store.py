@@ -63,7 +63,7 @@ CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 
 @dataclass(frozen=True)
 class Event:
-    """One thing the user did with an item. label in [0, 1] or rating, or both; observed: False for sampled negatives."""
+    """One thing the user did with an item. label in [0, 1], or rating, or both. observed: no sampled negative."""
 
     item: str
     timestamp: int
@@ -129,7 +129,7 @@ class Store:
     # -- events -------------------------------------------------------------------------------------------------
 
     def add_events(self, events: Iterable[Event]) -> int:
-        """Append events; those already there (same item, second and kind) are left as they are. Returns how many came."""
+        """Append events; those already there (same item, second and kind) stay as they are. Returns how many came."""
         rows = [(e.item, e.timestamp, e.label, e.rating, int(e.observed)) for e in events]
         with self._transaction():
             before = self._db.total_changes

@@ -187,7 +187,7 @@ class _Cleaner:
         if positive_at is None:
             if rating.max() != 5:
                 raise InputError(
-                    f"the ratings of {self.path} go from {rating.min():g} to {rating.max():g}, which is no known scale; "
+                    f"the ratings of {self.path} go from {rating.min():g} to {rating.max():g}, no known scale; "
                     "say with --positive-at which rating counts as a like"
                 )
             positive_at = 4.0

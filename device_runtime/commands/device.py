@@ -16,7 +16,7 @@ import msgspec
 from device_runtime import __version__
 from device_runtime.bundle import write_atomically
 from device_runtime.counting import ByteCounter
-from device_runtime.engines import ENGINES, Engine, available, open_engine
+from device_runtime.engines import ENGINES, Engine, installed, open_engine
 from device_runtime.errors import EngineUnavailable, InputError
 from device_runtime.history import read_history
 from device_runtime.home import DeviceHome
@@ -119,17 +119,19 @@ def _engine(args: argparse.Namespace, home: DeviceHome) -> Engine:
     """The engine asked for, or the first that works; which one, and why not the others, goes to stderr."""
     if args.engine:
         return open_engine(args.engine, args.threads, home.cache)
-    found = available(home.cache)
-    for name, reason in found.items():
-        if not reason:
+    reasons = []
+    for name in ENGINES:
+        try:
             return open_engine(name, args.threads, home.cache)
-        print(f"engine {name} is not used: {reason}", file=sys.stderr)
-    raise EngineUnavailable("no engine works here: " + "; ".join(f"{n}: {r}" for n, r in found.items()))
+        except EngineUnavailable as reason:
+            print(f"engine {name} is not used: {reason}", file=sys.stderr)
+            reasons.append(f"{name}: {reason}")
+    raise EngineUnavailable(f"no engine works here: {'; '.join(reasons)}")
 
 
 def _write(args: argparse.Namespace, command: str, **fields: object) -> None:
     if args.json:
-        machine = msgspec.to_builtins(capability({})) | {"platform": platform.platform()}
+        machine = msgspec.to_builtins(capability(installed())) | {"platform": platform.platform()}
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         result = {"command": f"device {command}", "version": __version__, "machine": machine, "started": now, **fields}
         write_atomically(args.json, msgspec.json.format(msgspec.json.encode(result)) + b"\n")

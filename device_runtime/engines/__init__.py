@@ -8,13 +8,25 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Protocol
 
 from device_runtime.engines.spec import Array, Arrays, GraphSpec, TensorSpec
 from device_runtime.errors import EngineUnavailable, InputError
 
-__all__ = ["ENGINES", "Array", "Arrays", "Engine", "Graph", "GraphSpec", "TensorSpec", "available", "open_engine"]
+__all__ = [
+    "ENGINES",
+    "Array",
+    "Arrays",
+    "Engine",
+    "Graph",
+    "GraphSpec",
+    "TensorSpec",
+    "available",
+    "installed",
+    "open_engine",
+]
 
 ENGINES = ("onnx", "executorch", "reference")
 """By preference: the first that a bundle has graphs for and that works here is used."""
@@ -70,6 +82,19 @@ def open_engine(name: str, threads: int = 1, cache: Path | None = None) -> Engin
     module = importlib.import_module(f"device_runtime.engines.{name}")
     create: Callable[[int, Path | None], Engine] = module.create
     return create(threads, cache)
+
+
+def installed() -> dict[str, str]:
+    """Engine name -> version of the software behind it, "" if that is not installed. Imports nothing: to say what
+    a device has must not cost what using it costs."""
+    software = {"onnx": "onnxruntime", "executorch": "executorch", "reference": "onnx"}
+    found = {}
+    for name in ENGINES:
+        try:
+            found[name] = metadata.version(software[name])
+        except metadata.PackageNotFoundError:
+            found[name] = ""
+    return found
 
 
 def available(cache: Path | None = None) -> dict[str, str]:

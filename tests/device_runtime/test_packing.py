@@ -1,3 +1,5 @@
+import contextlib
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -37,10 +39,8 @@ def test_a_truncated_column_is_refused(values, data):
 
 @given(st.binary(max_size=80))
 def test_noise_is_refused_or_read_but_never_crashes(noise):
-    try:
+    with contextlib.suppress(WireError):
         assert unpack(noise).dtype == np.int64
-    except WireError:
-        pass
 
 
 def test_stray_bytes_and_absurd_counts_are_refused():

@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 
 from device_runtime.errors import InputError
 from device_runtime.samples import Ragged, SampleBatch
-
 from tests.device_runtime.batches import SCHEMA, assert_same, sample_batches
 
 

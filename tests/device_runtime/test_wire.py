@@ -8,7 +8,6 @@ from device_runtime import wire
 from device_runtime.errors import WireError
 from device_runtime.samples import Feature, Ragged, SampleBatch, Schema
 from device_runtime.wire import MatchAnswer, MatchQuery, Rows
-
 from tests.device_runtime.batches import SCHEMA, assert_same, sample_batches
 
 

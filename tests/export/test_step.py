@@ -74,10 +74,10 @@ def test_a_batch_of_padding_alone_has_no_loss_and_no_gradient():
 def test_factored_attention_is_the_papers_attention(small_din):
     """W·[q, h, q*h] + b by one matrix per sample equals the product with the concatenation."""
     d = 8
-    q, h = torch.randn(5, d), torch.randn(5, HISTORY := 6, d)
+    q, h = torch.randn(5, d), torch.randn(5, 6, d)
     matrix = small_din.behave + q.unsqueeze(2) * small_din.interact
     factored = torch.bmm(h, matrix) + small_din.ask(q).unsqueeze(1)
-    spread = q.unsqueeze(1).expand(5, HISTORY, d)
+    spread = q.unsqueeze(1).expand(5, 6, d)
     whole = torch.cat([small_din.ask.weight, small_din.behave.T, small_din.interact.T], 1)
     plain = torch.cat([spread, h, spread * h], -1) @ whole.T + small_din.ask.bias
     torch.testing.assert_close(factored, plain, atol=1e-5, rtol=1e-5)
