@@ -99,11 +99,12 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything a device needs to know about a model.
 
-    encoder: digest of the encode graph's meaning; queries and pools carry it. width: of an embedding. answer_key: the
-    public key under which the server signs per-user answers. positive_at: the least rating that is labelled 1, for
-    events that carry ratings. weights: safetensors of the recommender's unsliced parameters by name, and
-    `padding:NAME`, row 0 of each sliced tensor. classifier: the filter's initial weights. metrics: of the cloud model
-    on its validation period, for information.
+    encoder: digest of the encode graph's meaning; queries and pools carry it. width: of an embedding; its columns from
+    filter_from on describe the impression itself, and they are what the filter sees. answer_key: the public key under
+    which the server signs per-user answers. positive_at: the least rating that is labelled 1, for events that carry
+    ratings. weights: safetensors of the recommender's unsliced parameters by name, and `padding:NAME`, row 0 of each
+    sliced tensor. classifier: the filter's initial weights. metrics: of the cloud model on its validation period, for
+    information.
     """
 
     format: int
@@ -114,6 +115,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     schema: Schema
     encoder: str
     width: int
+    filter_from: int
     graphs: dict[str, GraphEntry]
     weights: FileRef
     classifier: FileRef

@@ -7,7 +7,8 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol, cast
 
 from device_runtime import __version__
@@ -93,22 +94,31 @@ def _run(words: list[str]) -> int:
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     chosen = next((word for word in words if not word.startswith("-")), "")
-    for name, (module, extra, summary) in COMMANDS.items():
+    for name, (module, _, summary) in COMMANDS.items():
         sub = commands.add_parser(name, help=summary)
         if name == chosen:
-            command = _load(name, module, extra)
+            command = _load(name, module)
             command.configure(sub)
             sub.set_defaults(run=command.run)
     args = parser.parse_args(words)
     if not args.command:
         parser.print_help()
         return 2
-    return int(args.run(args))
+    with _explained(args.command):
+        return int(args.run(args))
 
 
-def _load(name: str, module: str, extra: str) -> CommandModule:
-    try:
+def _load(name: str, module: str) -> CommandModule:
+    with _explained(name):
         return cast(CommandModule, importlib.import_module(module).Command)
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """A module that is missing is one of the extra that the command belongs to."""
+    extra = COMMANDS[name][1]
+    try:
+        yield
     except ModuleNotFoundError as error:
         if not extra:
             raise

@@ -24,16 +24,16 @@ _FOLDS = 2
 @dataclass(frozen=True)
 class Filtered:
     """kept: int64 positions among the candidates, best first. scores: float32 [candidates], the probability of being
-    the user's own. weights: float32 [kept], in (0, 1]: the density ratio p / (1 - p), at most 1."""
+    the user's own. weights: float32 [kept]: that probability, so at least one half."""
 
     kept: Int64
     scores: Float32
     weights: Float32
 
 
-def classifier_inputs(embeddings: Float32, labels: Float32) -> Float32:
-    """float32 [n, width + 1]: a sample is its embedding and whether it was liked."""
-    return np.concatenate([embeddings, labels[:, None] - 0.5], 1).astype(np.float32)
+def classifier_inputs(embeddings: Float32, labels: Float32, filter_from: int) -> Float32:
+    """float32 [n, width - filter_from + 1]: what of a sample's embedding describes the impression, and its label."""
+    return np.concatenate([embeddings[:, filter_from:], labels[:, None] - 0.5], 1).astype(np.float32)
 
 
 def filter_candidates(
@@ -47,7 +47,7 @@ def filter_candidates(
 ) -> Filtered:
     """Train the classifier and keep the candidates inside its boundary, at most `keep_per_local` per local sample.
 
-    local_x, candidate_x: float32 [n, width + 1] from `classifier_inputs`. initial: the classifier's weights as shipped.
+    local_x, candidate_x: from `classifier_inputs`. initial: the classifier's weights as shipped.
     """
     probability = np.zeros(len(candidate_x), np.float32)
     fold = rng.permutation(len(candidate_x)) % _FOLDS
@@ -57,9 +57,7 @@ def filter_candidates(
         logit = scores(score, {n: weights[n] for n in initial}, {"x": candidate_x[fold == number]})
         probability[fold == number] = 1 / (1 + np.exp(-np.clip(logit, -30, 30)))
     kept = _inside(probability, round(settings.keep_per_local * len(local_x)))
-    inside = probability[kept]
-    ratio = np.minimum(inside / np.maximum(1 - inside, 1e-6), 1.0)
-    return Filtered(kept, probability, ratio.astype(np.float32))
+    return Filtered(kept, probability, probability[kept])
 
 
 def _fit(

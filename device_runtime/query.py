@@ -15,7 +15,10 @@ def centroids(embeddings: Float32, k: int, rng: np.random.Generator) -> Float32:
     embeddings: float32 [n, width], unit rows. Returns float32 [at most k, width], unit rows; fewer than k where
     there are fewer distinct samples.
     """
-    distinct = np.unique(embeddings, axis=0)
+    # in the order of the samples, and rounded for comparing: engines differ in the last bits, and sorting by those
+    # would let the same seed start from other samples on each engine
+    _, first = np.unique(np.round(embeddings, 4), axis=0, return_index=True)
+    distinct = embeddings[np.sort(first)]
     if len(distinct) <= k:
         return distinct.astype(np.float32)
     centres = _spread(distinct, k, rng)

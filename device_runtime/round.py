@@ -236,12 +236,13 @@ class Round:
     ) -> Augmentation:
         candidates = answer.candidates
         with self.meter.phase("filter"):
+            start = model.manifest.filter_from
             found = filtering.filter_candidates(
                 model.graph("classifier_score"),
                 model.graph("classifier_step"),
                 model.classifier,
-                filtering.classifier_inputs(embeddings, local.train.labels),
-                filtering.classifier_inputs(model.encode(candidates, table), candidates.labels),
+                filtering.classifier_inputs(embeddings, local.train.labels, start),
+                filtering.classifier_inputs(model.encode(candidates, table), candidates.labels, start),
                 model.manifest.settings,
                 self.rng,
             )

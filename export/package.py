@@ -94,7 +94,7 @@ def build(
 
     model = source.model.eval()
     torch.manual_seed(version)
-    classifier = SampleClassifier(model.width)
+    classifier = SampleClassifier(model.width - model.filter_from)
     graphs = _lower(model, classifier, engines, keep, progress)
     progress("packing weights")
     sliced = model.sliced
@@ -112,6 +112,7 @@ def build(
         schema=model.schema,
         encoder=_digest({n: (dense | rows)[n] for n in used}),
         width=model.width,
+        filter_from=model.filter_from,
         graphs=graphs,
         weights=weights,
         classifier=keep(_tensors({n: p.detach().numpy() for n, p in classifier.named_parameters()})),

@@ -1,7 +1,11 @@
-"""What every test may use: one seed, one place for the data sets, a thread's worth of torch."""
+"""What every test may use: one seed, the data sets, and a small server home made from known tastes."""
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,3 +28,129 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"the data sets that may not be redistributed are not at {SHARED_DATA}")
     return SHARED_DATA
+
+
+@pytest.fixture(autouse=True, scope="session")
+def shim_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Build the ExecuTorch shim once for all processes of the test run, away from the user's cache."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("CODA_CACHE", str(tmp_path_factory.mktemp("shim")))
+    yield
+    patch.undo()
+
+
+@dataclass(frozen=True)
+class Published:
+    """A server's home with a release and a pool. trust: the public release key. history, later: CSV files of a user who
+    is not in the pool; the events of `later` all come after those of `history`."""
+
+    home: Path
+    bundle: Path
+    data: Path
+    trust: str
+    history: Path
+    later: Path
+
+
+USERS, ITEMS, CATEGORIES = 40, 200, 6
+
+
+def write_tastes(folder: Path) -> tuple[Path, Path]:
+    """Interactions of users who each like two of six categories, nine times out of ten."""
+    rng = np.random.default_rng(SEED)
+    category = rng.integers(0, CATEGORIES, ITEMS)
+    with (folder / "items.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["item_id", "title", "categories"])
+        writer.writerows([f"i{i}", f"Item {i}", f"c{category[i]}"] for i in range(ITEMS))
+    with (folder / "interactions.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["user_id", "item_id", "timestamp", "label"])
+        for user in range(USERS):
+            taste = rng.choice(CATEGORIES, 2, replace=False)
+            for n, item in enumerate(rng.choice(ITEMS, 80, replace=False)):
+                liked = np.isin(category[item], taste) ^ (rng.random() < 0.1)
+                writer.writerow([f"u{user}", f"i{item}", 1_600_000_000 + 1000 * n + user, int(liked)])
+    return folder / "interactions.csv", folder / "items.csv"
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
+    """What `coda data`, `train`, `export`, `release` and `ingest` do, on a small scale, by their own code."""
+    from cloud.datasets import read, write_history
+    from cloud.home import ServerHome, ingest, publish
+    from cloud.training import train
+    from device_runtime.bundle import RoundSettings
+    from device_runtime.engines import open_engine
+    from device_runtime.identity import Signer
+    from export.checkpoint import TrainSettings
+    from export.package import Source, build
+
+    folder = tmp_path_factory.mktemp("published")
+    whole = read(*write_tastes(folder), name="tastes")
+    asker = whole.users.index("u0")
+    mine = whole.events.take(whole.events.contributor == asker)
+    write_history(whole, mine.take(np.arange(60)), folder / "history.csv")
+    write_history(whole, mine.take(np.arange(60, 80)), folder / "later.csv")
+    others = whole.take(whole.events.contributor != asker)
+    others.save(folder / "data")
+    trained = train(others, folder / "model", TrainSettings(epochs=2, history=8))
+    signer = Signer.create(folder / "release.key")
+    with ServerHome(folder / "server") as home:
+        state = trained.state
+        source = Source("tastes", "DIN", trained.model, state.keys, None, trained.metrics, RoundSettings(candidates=60))
+        build(
+            source,
+            folder / "bundle",
+            version=2,
+            signer=signer,
+            answer_key=home.answer_signer.public,
+            engines=[open_engine("onnx"), open_engine("executorch")],
+            progress=lambda _: None,
+        )
+        publish(home, folder / "bundle")
+        ingest(home, others)
+    return Published(
+        folder / "server",
+        folder / "bundle",
+        folder / "data",
+        signer.public,
+        folder / "history.csv",
+        folder / "later.csv",
+    )
+
+
+@pytest.fixture
+def serving(published: Published, tmp_path: Path) -> Callable[..., object]:
+    """A context manager that runs a real uvicorn server, in a thread, over a copy of the published home."""
+    import shutil
+    import threading
+    import time
+
+    import uvicorn
+
+    from cloud.home import ServerHome
+    from cloud.http import Services, create_app
+
+    home_path = tmp_path / "server"
+    shutil.copytree(published.home, home_path)
+
+    @contextmanager
+    def serve(change: Callable[[Services], Services] = lambda services: services) -> Iterator[tuple[str, Services]]:
+        with ServerHome(home_path) as home:
+            services = change(Services.of(home))
+            config = uvicorn.Config(create_app(services), port=0, log_config=None, access_log=False)
+            server = uvicorn.Server(config)
+            thread = threading.Thread(target=server.run, daemon=True)
+            thread.start()
+            while not server.started:
+                assert thread.is_alive(), "the server did not come up"
+                time.sleep(0.01)
+            port = server.servers[0].sockets[0].getsockname()[1]
+            try:
+                yield f"http://127.0.0.1:{port}", services
+            finally:
+                server.should_exit = True
+                thread.join(20)
+
+    return serve

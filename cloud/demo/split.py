@@ -19,7 +19,7 @@ CUT = 0.8
 """Quantile of the events' time up to which the cloud sees them."""
 HELD_OUT = 0.2
 """Share of a device's events, the newest, that it is tested on."""
-MIN_LOCAL, MAX_LOCAL, MIN_HELD_OUT = 20, 1000, 10
+MIN_LOCAL, MAX_LOCAL, MIN_HELD_OUT = 20, 1000, 20
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from html import escape
 
 from cloud.report.model import DeviceResult, Difference
 
-WIDTH = 640
-_LEFT, _RIGHT, _ROW = 132, 20, 22
+WIDTH = 520
+_LEFT, _RIGHT, _ROW = 128, 18, 22
 
 
 def _svg(height: float, title: str, text: str, body: Sequence[str]) -> str:
@@ -38,6 +38,8 @@ class _Scale:
         low, high = min([*values, 0.0] if zero else values), max([*values, 0.0] if zero else values)
         slack = max(at_least - (high - low), 0) / 2 + 0.06 * max(high - low, at_least)
         self.low, self.high = low - slack, high + slack
+        if low >= 0 and high <= 1 and not zero:  # an AUC's axis does not go where no AUC can be
+            self.low, self.high = max(self.low, 0.0), min(self.high, 1.0)
 
     def __call__(self, value: float) -> float:
         return _LEFT + (value - self.low) / (self.high - self.low) * (WIDTH - _LEFT - _RIGHT)
@@ -138,12 +140,8 @@ def histogram(edges: Sequence[float], kept: Sequence[int], dropped: Sequence[int
     for i, (good, bad) in enumerate(zip(kept, dropped, strict=True)):
         low, high = bad / most * height, good / most * height
         x = left + i * step + 1
-        body.append(
-            f'<rect x="{x:.1f}" y="{base - low:.1f}" width="{step - 2:.1f}" height="{low:.1f}" class="dropped"/>'
-        )
-        body.append(
-            f'<rect x="{x:.1f}" y="{base - low - high:.1f}" width="{step - 2:.1f}" height="{high:.1f}" class="keptbar"/>'
-        )
+        body.append(_rect(x, base - low, step - 2, low, "dropped"))
+        body.append(_rect(x, base - low - high, step - 2, high, "keptbar"))
     for i in range(0, len(edges), max(1, (len(edges) - 1) // 4)):
         body.append(_text(left + i * step, base + 16, f"{edges[i]:.2f}", "small", "middle"))
     body.append(_text((left + WIDTH) / 2, base + 34, "probability of being the user's own", "small", "middle"))

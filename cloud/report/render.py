@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from rich.table import Table
 from cloud.report import plots
 from cloud.report.model import DemoReport, DeviceResult, FilterFacts, Summary, summarize
 from device_runtime.bundle import write_atomically
-from device_runtime.messages import RoundReport
+from device_runtime.messages import PhaseOverhead, RoundReport
 from device_runtime.meter import merge
 
 
@@ -30,14 +31,13 @@ def page(report: DemoReport, summary: Summary) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"auc": _auc, "size": _size, "signed": lambda v: f"{v:+.4f}", "cost": merge}
+    filters: dict[str, Callable[..., object]] = {"auc": _auc, "size": _size, "signed": _signed, "cost": merge}
+    environment.filters.update(filters)
     template = environment.from_string((files("cloud") / "report" / "report.html").read_text())
     devices = [device for device in report.devices if not device.error]
     together = _together([d.filter for d in devices if d.filter is not None])
-    means = {
-        name: statistics.mean(values) if (values := _known(devices, name)) else None
-        for name in ("cloud", "local", "coda")
-    }
+    known = {name: _known(devices, name) for name in ("cloud", "local", "coda")}
+    means = {name: statistics.mean(values) if values else None for name, values in known.items()}
     return template.render(
         report=report,
         summary=summary,
@@ -109,13 +109,11 @@ def _groups(devices: list[DeviceResult]) -> dict[str, list[RoundReport]]:
 
 
 def _phases(devices: list[DeviceResult]) -> dict[str, dict[str, float]]:
-    return {
-        name: _median_of(rounds, lambda p: p.cpu_user_s + p.cpu_system_s) for name, rounds in _groups(devices).items()
-    }
+    groups = _groups(devices)
+    return {name: _median_of(rounds, lambda p: p.cpu_user_s + p.cpu_system_s) for name, rounds in groups.items()}
 
 
-def _median_of(rounds: list[RoundReport], value: object) -> dict[str, float]:
-    assert callable(value)
+def _median_of(rounds: list[RoundReport], value: Callable[[PhaseOverhead], float]) -> dict[str, float]:
     names = list(dict.fromkeys(phase.phase for one in rounds for phase in one.phases))
     found = {}
     for name in names:

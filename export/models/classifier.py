@@ -8,7 +8,7 @@ from export.models.base import relu
 
 
 class SampleClassifier(nn.Module):
-    """One small hidden layer over a sample's frozen embedding and its label: x [B, width + 1] -> logits [B]."""
+    """One small hidden layer over a sample's frozen features and its label: x [B, width + 1] -> logits [B]."""
 
     def __init__(self, width: int, hidden: int = 16) -> None:
         super().__init__()

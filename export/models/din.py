@@ -37,7 +37,7 @@ class DIN(Recommender):
         self.hidden = nn.Linear(3 * d, 80)
         self.deeper = nn.Linear(80, 40)
         self.out = nn.Linear(40, 1)
-        self.width = 2 * d
+        self.width, self.filter_from = 2 * d, d
         for table in (self.item, self.category):
             nn.init.normal_(table.weight, std=0.05)
             with torch.no_grad():

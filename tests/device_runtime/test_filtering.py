@@ -40,11 +40,11 @@ def test_few_distinct_samples_are_their_own_centroids(rng):
 
 
 def test_the_filter_keeps_what_is_like_the_user(model, rng):
-    width = model.manifest.width
+    width = model.manifest.width - model.manifest.filter_from
     mine, other = _unit(rng.normal(size=(2, width)))
-    local = classifier_inputs(_cluster(rng, mine, 60), rng.integers(0, 2, 60).astype(np.float32))
+    local = classifier_inputs(_cluster(rng, mine, 60), rng.integers(0, 2, 60).astype(np.float32), 0)
     outside = np.concatenate([_cluster(rng, mine, 50), _cluster(rng, other, 150)])
-    candidates = classifier_inputs(outside, rng.integers(0, 2, 200).astype(np.float32))
+    candidates = classifier_inputs(outside, rng.integers(0, 2, 200).astype(np.float32), 0)
     kept = filter_candidates(
         model.graph("classifier_score"),
         model.graph("classifier_step"),
@@ -62,16 +62,16 @@ def test_the_filter_keeps_what_is_like_the_user(model, rng):
 
 
 def test_the_filter_uses_the_label(model, rng):
-    width = model.manifest.width
+    width = model.manifest.width - model.manifest.filter_from
     embeddings = _unit(rng.normal(size=(300, width)))
     label = rng.integers(0, 2, 200).astype(np.float32)
-    local = classifier_inputs(embeddings[:100], np.ones(100, np.float32))
+    local = classifier_inputs(embeddings[:100], np.ones(100, np.float32), 0)
     kept = filter_candidates(
         model.graph("classifier_score"),
         model.graph("classifier_step"),
         model.classifier,
         local,
-        classifier_inputs(embeddings[100:], label),
+        classifier_inputs(embeddings[100:], label, 0),
         RoundSettings(),
         rng,
     )
@@ -80,8 +80,8 @@ def test_the_filter_uses_the_label(model, rng):
 
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_hardly_any_candidates_are_no_trouble(model, rng, count):
-    width = model.manifest.width
-    local = classifier_inputs(_unit(rng.normal(size=(10, width))), np.ones(10, np.float32))
+    width = model.manifest.width - model.manifest.filter_from
+    local = classifier_inputs(_unit(rng.normal(size=(10, width))), np.ones(10, np.float32), 0)
     found = filter_candidates(
         model.graph("classifier_score"), model.graph("classifier_step"), model.classifier,
         local, local[:count], RoundSettings(), rng,
