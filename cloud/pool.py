@@ -159,7 +159,7 @@ class Pool:
             if new is not None:
                 shutil.rmtree(new, ignore_errors=True)
             raise StoreError(
-                f"the pool at {self.folder} cannot grow: {error.strerror}; nothing of it is lost"
+                f"the pool at {self.folder} cannot grow: {error.strerror}; what it holds is kept"
             ) from None
 
     def _open(self, path: Path, base: int) -> Segment:
