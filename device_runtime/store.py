@@ -24,7 +24,7 @@ TRANSITIONS: dict[str, tuple[str, ...]] = {
     "started": ("pulled", "failed", "interrupted"),
     "pulled": ("encoded", "done", "failed", "interrupted"),
     "encoded": ("matched", "tuned", "failed", "interrupted"),
-    "matched": ("pulled", "filtered", "failed", "interrupted"),
+    "matched": ("pulled", "filtered", "tuned", "failed", "interrupted"),
     "filtered": ("tuned", "failed", "interrupted"),
     "tuned": ("judged", "failed", "interrupted"),
     "judged": ("done", "failed", "interrupted"),
@@ -32,8 +32,9 @@ TRANSITIONS: dict[str, tuple[str, ...]] = {
     "failed": (),
     "interrupted": (),
 }
-"""States of a round, and where each may lead. `encoded` goes straight to `tuned` where nothing is matched; `matched`
-goes back to `pulled` when the server says that the query was made by an outdated encoder."""
+"""States of a round, and where each may lead. `encoded` goes straight to `tuned` where nothing is asked for, and
+`matched` does where nothing came; `matched` goes back to `pulled` when the server says that the query was made by an
+outdated encoder."""
 
 _SCHEMA = """
 CREATE TABLE events (

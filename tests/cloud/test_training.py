@@ -1,0 +1,109 @@
+"""The cloud model: it learns, it stops, it goes on where it was stopped."""
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from cloud.datasets import read
+from cloud.training import predict, train
+from device_runtime.errors import InputError, StoreError
+from device_runtime.metrics import auc
+from device_runtime.stream import samples
+from export.checkpoint import TrainSettings, load
+from tests.conftest import write_tastes
+
+SETTINGS = TrainSettings(epochs=4, patience=4, history=8, rate=5e-3, seed=1)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return read(*write_tastes(tmp_path_factory.mktemp("tastes")))
+
+
+@pytest.fixture(scope="module")
+def trained(dataset, tmp_path_factory):
+    return train(dataset, tmp_path_factory.mktemp("model"), SETTINGS)
+
+
+def test_it_learns_tastes_it_was_not_told(trained):
+    losses = [epoch.loss for epoch in trained.state.history]
+    assert losses == sorted(losses, reverse=True)
+    assert trained.metrics["validation_auc"] > 0.6, "known tastes, nine likes in ten"
+
+
+def test_validation_is_later_than_training(dataset, trained):
+    cut = np.quantile(dataset.events.timestamp, 1 - SETTINGS.validation)
+    newest = dataset.events.timestamp > cut
+    held_out = samples(dataset.events, trained.model.schema).take(newest)
+    best = trained.state.history[trained.state.best - 1]
+    assert auc(held_out.labels, predict(trained.model, held_out)) == pytest.approx(best.auc, abs=1e-6)
+
+
+def test_the_same_seed_gives_the_same_model(dataset, trained, tmp_path):
+    again = train(dataset, tmp_path / "again", SETTINGS)
+    assert again.state.history == trained.state.history
+    other = train(dataset, tmp_path / "other", msgspec.structs.replace(SETTINGS, seed=2))
+    assert other.state.history != trained.state.history
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(dataset, trained, tmp_path):
+    class Stopped(Exception):
+        pass
+
+    def stop(epoch, thousandths, loss):
+        if epoch == 3:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(dataset, tmp_path, SETTINGS, stop)
+    resumed = train(dataset, tmp_path, SETTINGS)
+    assert resumed.state.history == trained.state.history
+    for name, value in trained.model.state_dict().items():
+        torch.testing.assert_close(resumed.model.state_dict()[name], value)
+
+
+def test_a_checkpoint_of_something_else_is_not_continued(dataset, tmp_path):
+    train(dataset, tmp_path, msgspec.structs.replace(SETTINGS, epochs=1))
+    with pytest.raises(InputError, match="other data or settings"):
+        train(dataset, tmp_path, SETTINGS)
+
+
+def test_it_stops_when_it_gets_no_better(dataset, tmp_path):
+    settings = msgspec.structs.replace(SETTINGS, epochs=30, patience=1, rate=0.05)
+    state = train(dataset, tmp_path, settings).state
+    assert state.finished and len(state.history) < 30
+    assert state.best == len(state.history) - 1
+
+
+def test_damage_and_absence_are_said(tmp_path, dataset):
+    with pytest.raises(InputError, match="run `coda train` first"):
+        load(tmp_path)
+    train(dataset, tmp_path, msgspec.structs.replace(SETTINGS, epochs=1))
+    (tmp_path / "best.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(StoreError, match="damaged"):
+        load(tmp_path)
+    (tmp_path / "state.json").write_text("{}")
+    with pytest.raises(StoreError, match="another version"):
+        load(tmp_path)
+
+
+def test_too_little_to_learn_from_is_refused(dataset, tmp_path):
+    few = dataset.take(np.arange(len(dataset.events)) < 50)
+    with pytest.raises(InputError, match="50 events are too few"):
+        train(few, tmp_path, SETTINGS)
+    liked = dataset.take(dataset.events.label == 1)
+    with pytest.raises(InputError, match="do not hold both labels"):
+        train(liked, tmp_path, SETTINGS)
+
+
+def test_a_model_is_found_by_its_name_and_an_absent_one_is_explained(dataset, tmp_path):
+    for name, why in [
+        ("Nothing", "there are DIN, or give"),
+        ("no_such_module:Model", "cannot be imported"),
+        ("export.models.din:relu", "not a subclass"),
+    ]:
+        with pytest.raises(InputError, match=why):
+            train(dataset, tmp_path, msgspec.structs.replace(SETTINGS, model=name))
+    named = msgspec.structs.replace(SETTINGS, model="export.models.din:DIN", epochs=1)
+    assert type(train(dataset, tmp_path, named).model).__name__ == "DIN"

@@ -1,0 +1,290 @@
+"""Rounds against a real server: how they end, and what is left when they fail."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from cloud.matching.store import merge
+from device_runtime import round as round_module
+from device_runtime.counting import ByteCounter
+from device_runtime.engines import open_engine
+from device_runtime.errors import InputError, Refused, StoreError, TrustError, Unreachable
+from device_runtime.history import read_history
+from device_runtime.home import DeviceHome
+from device_runtime.identity import Signer
+from device_runtime.ranker import evaluate, rank
+from device_runtime.round import RoundOptions, run_round
+from device_runtime.store import Event
+from device_runtime.transport import Transport, TransportLimits
+from tests.device_runtime.peers import CountingProxy
+
+IMPATIENT = TransportLimits(attempts=2, base_backoff_s=0.01, max_backoff_s=0.05, read_timeout_s=20)
+
+
+class Phone:
+    """A device in this process."""
+
+    def __init__(self, folder, published, url):
+        self.home = DeviceHome(folder / "phone")
+        self.engine = open_engine("onnx")
+        self.home.store.add_events(read_history(published.history).events)
+        self.published = published
+        self.move_to(url)
+
+    def move_to(self, url):
+        self.home.enrol(url, self.published.trust, ByteCounter())
+
+    def round(self, **options):
+        signer = self.home.signer()
+        device = self.home.store.setting("device")
+        with Transport(self.home.server, ByteCounter(), signer=signer, device=device, limits=IMPATIENT) as transport:
+            return run_round(self.home, transport, self.engine, RoundOptions(**options))
+
+    def ranking(self):
+        model = self.home.model(self.engine)
+        return rank(self.home, model, self.home.active_weights(model), None, 10)
+
+    def states(self):
+        return [row.state for row in self.home.store.rounds()]
+
+
+@pytest.fixture
+def phone(serving, published, tmp_path):
+    with serving() as (url, services):
+        made = Phone(tmp_path, published, url)
+        made.services = services
+        with made.home:
+            yield made
+
+
+def always(monkeypatch, activate):
+    """Let the judge decide as the test needs it."""
+    real = round_module.personalize.judge
+
+    def judged(labels, before, after):
+        return msgspec.structs.replace(real(labels, before, after), activate=activate)
+
+    monkeypatch.setattr(round_module.personalize, "judge", judged)
+
+
+def test_new_weights_serve_if_the_judge_says_so_and_else_do_not(phone, monkeypatch):
+    always(monkeypatch, False)
+    assert phone.round().report.outcome == "kept"
+    base = phone.ranking()
+    assert phone.home.store.weights() is None
+    always(monkeypatch, True)
+    first = phone.round()
+    assert first.report.outcome == "activated"
+    assert phone.home.store.weights() == (first.report.round, 2)
+    assert phone.ranking() != base
+    second = phone.round()
+    files = [path.name for path in (phone.home.path / "weights").iterdir()]
+    assert files == [f"{second.report.round}.safetensors"], "superseded weights are removed"
+
+
+def test_the_server_learns_counts_and_costs_only(phone):
+    result = phone.round()
+    [(device, report)] = phone.services.catalog.reports()
+    assert device == phone.home.store.setting("device") and report == result.report
+    words = msgspec.json.encode(report).decode()
+    assert not any(f'"{event.item}"' in words for event in phone.home.store.events())
+    assert result.filter is not None and sum(result.filter.kept) == report.kept
+
+
+def test_the_same_seed_and_data_give_the_same_weights(serving, published, tmp_path):
+    with serving() as (url, _):
+        rankings = []
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir()
+            made = Phone(tmp_path / name, published, url)
+            with made.home:
+                made.round(seed=3)
+                rankings.append(made.ranking())
+    assert rankings[0] == rankings[1]
+
+
+def test_local_training_alone_asks_for_nothing(phone):
+    result = phone.round(match=False)
+    assert result.report.candidates == 0 and result.filter is None
+    assert "match" not in result.traffic
+    assert [phase.phase for phase in result.report.phases][2:] == ["encode", "tune", "judge", "activate"]
+
+
+def test_a_user_with_hardly_any_history_waits(serving, published, tmp_path):
+    with serving() as (url, _):
+        made = Phone(tmp_path, published, url)
+        made.home.store.close()
+        (tmp_path / "phone" / "coda.db").unlink()
+        with DeviceHome(tmp_path / "phone") as made.home:
+            made.move_to(url)
+            made.home.store.add_events([Event("i3", 5, 1.0), Event("no such item", 6, 1.0)])
+            report = made.round().report
+            assert report.outcome == "too few samples" and report.verdict is None
+            assert made.ranking(), "the cloud's weights rank all the same"
+
+
+def test_an_empty_pool_leaves_local_tuning(serving, published, tmp_path):
+    class Nothing:
+        name = "nothing"
+
+        def search(self, queries, k, exclude):
+            return merge([], k, len(queries))
+
+    with serving(lambda services: replace(services, store=Nothing())) as (url, _):
+        made = Phone(tmp_path, published, url)
+        with made.home:
+            report = made.round().report
+    assert (report.candidates, report.kept) == (0, 0) and report.verdict is not None
+
+
+# -- what is refused ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_a_damaged_blob_is_not_used_and_a_repaired_one_is_pulled(phone, damage):
+    ref = phone.services.manifest.graphs["step"].files["onnx"].file
+    path = phone.services.blobs.path(ref.sha256)
+    whole = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(whole[:-1] if damage == "cut" else whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(Refused if damage == "gone" else (TrustError, Unreachable)):
+        phone.round()
+    assert phone.states() == ["failed"] and phone.home.store.bundle() is None
+    path.write_bytes(whole)
+    assert phone.round().report.outcome in ("activated", "kept")
+
+
+def test_an_answer_that_the_server_did_not_sign_is_refused(serving, published, tmp_path):
+    stranger = Signer.create(tmp_path / "stranger.key")
+    with serving(lambda services: replace(services, answer_signer=stranger)) as (url, services):
+        made = Phone(tmp_path, published, url)
+        with made.home:
+            with pytest.raises(TrustError, match="signature does not verify"):
+                made.round()
+            assert made.states() == ["failed"]
+            assert made.ranking(), "the bundle itself was good and serves"
+            [(_, report)] = services.catalog.reports()
+            assert (report.outcome, report.error) == ("failed", "TrustError")
+
+
+def test_an_older_bundle_is_refused(phone):
+    phone.round()
+    before = phone.ranking()
+    ref, _ = phone.home.store.bundle()
+    phone.home.store.use_bundle(msgspec.structs.replace(ref, version=9), "")
+    with pytest.raises(TrustError, match="announces bundle 2, but this device already has 9"):
+        phone.round()
+    phone.home.store.use_bundle(ref, "")
+    assert phone.ranking() == before
+
+
+def test_an_outdated_encoder_is_pulled_again_once(serving, published, tmp_path):
+    def moved_on(services):
+        return replace(services, manifest=msgspec.structs.replace(services.manifest, encoder="f" * 16))
+
+    with serving(moved_on) as (url, _):
+        made = Phone(tmp_path, published, url)
+        with made.home:
+            with pytest.raises(Refused, match="encoder is outdated"):
+                made.round()
+            phases = [phase.phase for phase in made.home.store.rounds()[0].report.phases]
+            assert phases.count("pull") == phases.count("match") == 2
+
+
+def test_a_full_disk_keeps_the_weights_that_serve(phone, monkeypatch):
+    always(monkeypatch, True)
+    phone.round()
+    before, serving_weights = phone.ranking(), phone.home.store.weights()
+
+    def full(*_):
+        raise StoreError("no space left on device; free some space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("device_runtime.home.write_atomically", full)
+        with pytest.raises(StoreError, match="free some space"):
+            phone.round()
+    assert phone.home.store.weights() == serving_weights and phone.ranking() == before
+    assert phone.states() == ["done", "failed"]
+
+
+def test_a_server_that_dies_in_mid_answer_is_survived(phone):
+    port = int(phone.home.server.rsplit(":", 1)[1])
+    with CountingProxy(port, cuts=(900, 5000, 20000, 40000)) as proxy:
+        phone.home.store.set(server=proxy.url)
+        for _ in range(6):
+            try:
+                outcome = phone.round().report.outcome
+                break
+            except Unreachable:
+                continue
+    assert outcome in ("activated", "kept")
+    assert phone.states()[-1] == "done"
+
+
+def test_reports_wait_until_the_server_is_back(serving, published, tmp_path):
+    with serving() as (url, _):
+        made = Phone(tmp_path, published, url)
+    with made.home:
+        with pytest.raises(Unreachable):
+            made.round()
+        assert [row.delivered for row in made.home.store.rounds()] == [False]
+        with serving() as (url, services):
+            made.move_to(url)
+            made.round()
+            assert next(report.outcome for _, report in services.catalog.reports()) == "failed"
+            assert [row.delivered for row in made.home.store.rounds()] == [True, True]
+
+
+def test_one_round_at_a_time(phone):
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold():
+        with phone.home.locked():
+            inside.set()
+            leave.wait(20)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    inside.wait(20)
+    try:
+        with pytest.raises(StoreError, match="another process runs a round"):
+            phone.round()
+    finally:
+        leave.set()
+        thread.join()
+
+
+def test_killed_at_any_instant_the_last_good_weights_rank(phone, monkeypatch, rng):
+    always(monkeypatch, True)
+    phone.round()
+    command = [sys.executable, "-m", "device_runtime", "device", "run", "--home", str(phone.home.path),
+               "--engine", "onnx", "--rounds", "200"]  # fmt: skip
+    for _ in range(6):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(0.5 + 0.5 * rng.random())
+        assert process.poll() is None, "it was to be killed while running"
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert len(phone.ranking()) == 10
+    assert phone.round().report.outcome == "activated"
+    assert set(phone.states()) <= {"done", "interrupted"}
+
+
+def test_held_out_events_must_come_later(phone, published):
+    phone.round()
+    model = phone.home.model(phone.engine)
+    found = evaluate(phone.home, model, read_history(published.later).events, seed=0)
+    assert found.held_out == 20
+    with pytest.raises(InputError, match="that would be a leak"):
+        evaluate(phone.home, model, phone.home.store.events()[:3], seed=0)
