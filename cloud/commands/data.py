@@ -29,6 +29,37 @@ example:
 """
 
 
+PREPARE = """\
+Read a table or a public data set, and store it as one data set. Rows that cannot be used are dropped, counted and
+shown with their lines; a table that cannot be used at all is refused.
+
+examples:
+  coda data prepare --interactions ratings.csv --items movies.csv --out runs/data
+  coda data prepare --interactions ml-1m.zip --out runs/ml-1m
+  coda data prepare --interactions UserBehavior.csv --negatives 4 --seed 7 --out runs/taobao
+"""
+DESCRIBE = """\
+Say what a prepared data set holds, or what `prepare` would make of a table, and which rows are dropped and why.
+
+examples:
+  coda data describe runs/data
+  coda data describe --interactions ratings.csv --json facts.json
+"""
+EXAMPLE = """\
+Prepare the data set that comes with CoDA: MovieLens latest-small of 2018, 610 users and 9,742 films.
+
+example:
+  coda data example --out runs/data
+"""
+HISTORY = """\
+Write one user's events as CSV: item_id, timestamp, label, observed and, where the data set has them, rating.
+
+example:
+  coda data history --data runs/data --user 42 --out history.csv
+  coda device import --help
+"""
+
+
 class Command:
     help = "read interactions tables, and feed the pool"
 
@@ -37,21 +68,21 @@ class Command:
         parser.description = DESCRIPTION
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
         verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-        sub = verbs.add_parser("prepare", help="read a table, and store it as a data set for training and ingestion")
+        sub = _verb(verbs, "prepare", "read a table, and store it as a data set for training and ingestion", PREPARE)
         add_source(sub, required=True)
         sub.add_argument("--out", type=Path, required=True, metavar="DIR")
         _add_json(sub)
-        sub = verbs.add_parser("describe", help="what a data set or table holds, and which rows were dropped and why")
+        sub = _verb(verbs, "describe", "what a data set or table holds, and which rows were dropped and why", DESCRIBE)
         sub.add_argument("folder", type=Path, nargs="?", metavar="DIR", help="a prepared data set")
         add_source(sub, required=False)
         _add_json(sub)
-        sub = verbs.add_parser("example", help="prepare the data set that comes with CoDA (MovieLens latest-small)")
+        sub = _verb(verbs, "example", "prepare the data set that comes with CoDA (MovieLens latest-small)", EXAMPLE)
         sub.add_argument("--out", type=Path, required=True, metavar="DIR")
         _add_json(sub)
-        sub = verbs.add_parser("history", help="write one user's events as a file that a device imports")
-        sub.add_argument("--data", type=Path, required=True, metavar="DIR")
-        sub.add_argument("--user", required=True, metavar="KEY")
-        sub.add_argument("--out", type=Path, required=True, metavar="FILE")
+        sub = _verb(verbs, "history", "write one user's events as a file that a device imports", HISTORY)
+        sub.add_argument("--data", type=Path, required=True, metavar="DIR", help="a prepared data set")
+        sub.add_argument("--user", required=True, metavar="KEY", help="the user's key in the table")
+        sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="CSV to write")
         sub = verbs.add_parser("ingest", help="embed a data set's samples and add them to a server's pool")
         sub.add_argument("--home", type=Path, required=True, metavar="DIR", help="the server's folder")
         sub.add_argument("--data", type=Path, required=True, metavar="DIR")
@@ -64,6 +95,8 @@ class Command:
             return _ingest(args)
         if args.verb == "history":
             return _history(args)
+        if args.verb == "describe" and args.folder and args.interactions:
+            raise InputError("name a prepared data set or a table with --interactions, not both")
         if args.verb == "describe" and args.folder:
             dataset = Dataset.load(args.folder)
         elif args.verb == "example":
@@ -83,15 +116,28 @@ class Command:
         return 0
 
 
+def _verb(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, line: str, text: str
+) -> argparse.ArgumentParser:
+    return verbs.add_parser(name, help=line, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
 def add_source(parser: argparse.ArgumentParser, required: bool) -> None:
     """The arguments that say which table to read, and how."""
     parser.add_argument("--interactions", type=Path, required=required, metavar="F", help="table, zip or folder")
     parser.add_argument("--items", type=Path, metavar="F", help="items table")
-    parser.add_argument("--reader", default="auto", choices=("auto", "table", "movielens", "amazon", "taobao"))
-    parser.add_argument("--positive-at", type=float, metavar="X", help="least rating that counts as a like")
+    parser.add_argument(
+        "--reader",
+        default="auto",
+        choices=("auto", "table", "movielens", "amazon", "taobao"),
+        help="whose files they are; auto goes by the name and the first line",
+    )
+    parser.add_argument(
+        "--positive-at", type=float, metavar="X", help="least rating that counts as a like; 4 on a scale up to 5"
+    )
     parser.add_argument("--negatives", type=int, default=1, metavar="N", help="per positive, if there are no labels")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
-    parser.add_argument("--name", metavar="NAME")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the negatives")
+    parser.add_argument("--name", metavar="NAME", help="name of the data set, instead of the file's")
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
@@ -160,9 +206,9 @@ def _history(args: argparse.Namespace) -> int:
         raise InputError(
             f"{args.data} has no user {args.user!r}; it has {len(dataset.users)}, such as {dataset.users[0]!r}"
         )
-    mine = dataset.events.take(dataset.events.contributor == dataset.users.index(args.user))
-    write_history(dataset, mine, args.out)
-    print(f"{args.out}: {len(mine)} events")
+    mine = dataset.take(dataset.events.contributor == dataset.users.index(args.user))
+    write_history(dataset, mine.events, args.out, mine.ratings)
+    print(f"{args.out}: {len(mine.events)} events")
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,8 @@ CATEGORIES = 4
 
 class ReadReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What became of a table's rows. dropped: reason -> count; examples: reason -> the first few places ("line 7").
-    short_negatives: negatives that could not be drawn because a user knows nearly every item."""
+    short_negatives: negatives that could not be drawn because a user knows every item. duplicates: those of `dropped`
+    that repeat user, item and timestamp. first, last: seconds. per_user: kept rows, "least", "median" and "most"."""
 
     source: str
     rows: int
@@ -36,6 +38,10 @@ class ReadReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     negatives: int = 0
     short_negatives: int = 0
     notes: list[str] = []
+    duplicates: int = 0
+    first: int = 0
+    last: int = 0
+    per_user: dict[str, float] = {}
 
 
 class _Meta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,6 +50,8 @@ class _Meta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     positive_at: float | None
     categories: tuple[str, ...]
     report: ReadReport
+    hashes: dict[str, str] = {}
+    """File -> SHA-256. A save that was cut short leaves files of two data sets; their hashes tell."""
 
 
 @dataclass(frozen=True)
@@ -70,23 +78,27 @@ class Dataset:
         return dataclasses.replace(self, events=self.events.take(mask), ratings=ratings)
 
     def save(self, folder: Path) -> None:
-        """Raises: StoreError: the disk refuses."""
+        """Write Parquet files and, when they are whole, the JSON that vouches for them by hash.
+
+        Raises:
+            StoreError: the disk refuses.
+        """
         e = self.events
         columns = {
             "user": e.contributor, "item": e.item, "timestamp": e.timestamp, "label": e.label, "observed": e.observed,
         }  # fmt: skip
         if self.ratings is not None:
             columns["rating"] = self.ratings
-        _write(folder / "events.parquet", pa.table(columns))
-        _write(folder / "users.parquet", pa.table({"key": list(self.users)}, schema=pa.schema({"key": pa.string()})))
+        users = pa.table({"key": list(self.users)}, schema=pa.schema({"key": pa.string()}))
         items = pa.table(
             {"key": list(self.items), "title": list(self.titles), "categories": self.item_categories.tolist()},
             schema=pa.schema(
                 {"key": pa.string(), "title": pa.string(), "categories": pa.list_(pa.int32(), CATEGORIES)}
             ),
         )
-        _write(folder / "items.parquet", items)
-        meta = _Meta(FORMAT, self.name, self.positive_at, self.categories, self.report)
+        parts = {"events.parquet": pa.table(columns), "users.parquet": users, "items.parquet": items}
+        hashes = {name: _write(folder / name, table) for name, table in parts.items()}
+        meta = _Meta(FORMAT, self.name, self.positive_at, self.categories, self.report, hashes)
         write_atomically(folder / "dataset.json", msgspec.json.format(msgspec.json.encode(meta)))
 
     @staticmethod
@@ -98,10 +110,10 @@ class Dataset:
             if found is None or bytes(found) != str(FORMAT).encode():
                 raise StoreError(f"{folder} is of another format; prepare it again with `coda data prepare`")
             meta = msgspec.json.decode(path.read_bytes(), type=_Meta)
-            events = pq.read_table(folder / "events.parquet")
-            items = pq.read_table(folder / "items.parquet")
-            users = pq.read_table(folder / "users.parquet")
-        except FileNotFoundError:
+            events, users, items = (
+                _read(folder / f"{name}.parquet", meta.hashes) for name in ("events", "users", "items")
+            )
+        except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"{folder} is not a prepared data set; make one with `coda data prepare`") from None
         except (OSError, pa.ArrowException, msgspec.DecodeError) as error:
             raise StoreError(f"the data set in {folder} is damaged: {error}; prepare it again") from None
@@ -127,17 +139,35 @@ class Dataset:
         )
 
 
-def write_history(dataset: Dataset, events: Events, path: Path) -> None:
-    """One user's events as a device imports them: CSV of item_id, timestamp, label, observed."""
+def write_history(dataset: Dataset, events: Events, path: Path, ratings: Float32 | None = None) -> None:
+    """One user's events as a device imports them: CSV of item_id, timestamp, label, observed and, if given, rating.
+
+    ratings: float32 aligned with events, NaN where there is none.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["item_id", "timestamp", "label", "observed"])
-    for item, at, label, seen in zip(events.item, events.timestamp, events.label, events.observed, strict=True):
-        writer.writerow([dataset.items[int(item)], int(at), f"{float(label):g}", int(seen)])
+    writer.writerow(["item_id", "timestamp", "label", "observed", *([] if ratings is None else ["rating"])])
+    rows = zip(events.item, events.timestamp, events.label, events.observed, strict=True)
+    for i, (item, at, label, seen) in enumerate(rows):
+        row = [dataset.items[int(item)], int(at), _number(label), int(seen)]
+        writer.writerow(row if ratings is None else [*row, _number(ratings[i])])
     write_atomically(path, text.getvalue().encode())
 
 
-def _write(path: Path, table: pa.Table) -> None:
+def _number(value: np.float32) -> str:
+    return "" if np.isnan(value) else f"{float(value):.9g}"  # nine digits bring a float32 back exactly
+
+
+def _write(path: Path, table: pa.Table) -> str:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    write_atomically(path, sink.getvalue().to_pybytes())
+    data = sink.getvalue().to_pybytes()
+    write_atomically(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def _read(path: Path, hashes: dict[str, str]) -> pa.Table:
+    data = path.read_bytes()
+    if hashes and hashes.get(path.name) != hashlib.sha256(data).hexdigest():
+        raise pa.ArrowInvalid(f"{path.name} is not the file that was saved with the others")
+    return pq.read_table(pa.BufferReader(data))

@@ -1,260 +1,287 @@
-"""Tables as they come, brought to named columns: a Parquet or CSV table of ours, and the public sets' own files.
+"""Tables as they come, brought to our columns: a Parquet or CSV table of ours, and the public sets' own files.
 
-Every reader gives a `Raw`: columns as text, numbers or missing, with the line that each row came from. Nothing is
-judged here but that rows have the right number of columns; what a value may be is for `reading`.
+Nothing is judged here but that rows have the right number of columns; what a value may be is for `reading`.
 """
 
 from __future__ import annotations
 
 import gzip
-import io
-import json
 import zipfile
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
+from typing import IO, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from cloud.datasets.columns import INTERACTIONS, ITEMS, chosen, gather, parquet_blocks
+from cloud.datasets.lines import Block, Dropped, json_lines, with_header, without_header
 from device_runtime.errors import InputError
 
-ALIASES = {
-    "user_id": ("user", "userid", "reviewerid", "uid"),
-    "item_id": ("item", "itemid", "movieid", "movie_id", "asin", "parent_asin", "iid"),
-    "timestamp": ("unixreviewtime", "time", "ts", "unix_timestamp"),
-    "rating": ("overall", "stars", "score"),
-    "label": ("click", "target"),
-    "categories": ("genres", "category", "main_attribute"),
-    "title": ("name",),
-}
+_AMAZON = ("user_id", "item_id", "rating", "timestamp")
+_REVIEW = ("reviewerID", "user_id", "asin", "parent_asin", "overall", "rating", "unixReviewTime", "timestamp")
+_PRODUCT = ("asin", "parent_asin", "item_id", "title", "categories", "category")
+_TAOBAO = ("user_id", "item_id", "categories", "event", "timestamp")
+_BEHAVIOURS = ("pv", "buy", "cart", "fav")
+_ASIN = r"^(B[0-9A-Z]{9}|\d{9}[\dX])$"
+_GENRES = 19
 
 
 @dataclass
 class Raw:
-    """interactions, items: tables with our column names, `line` added to interactions. bad: reason -> places."""
+    """interactions, items: tables as `columns.gather` makes them. dropped: rows that could not be split. unit: what a
+    place counts, "line" or "row"."""
 
     interactions: pa.Table
     items: pa.Table | None = None
-    bad: dict[str, list[str]] = field(default_factory=dict)
+    dropped: Dropped = field(default_factory=Dropped)
     notes: list[str] = field(default_factory=list)
+    unit: str = "line"
 
 
 def read_table(path: Path, items: Path | None) -> Raw:
     """A Parquet or CSV table of interactions, and optionally one of items."""
-    bad: dict[str, list[str]] = {}
-    table = _renamed(_load(path, bad))
-    catalogue = None if items is None else _renamed(_load(items, {}))
-    lacking = {"user_id", "item_id", "timestamp"} - set(table.column_names)
-    if lacking:
-        raise InputError(
-            f"{path} lacks {', '.join(sorted(lacking))}; it has {', '.join(table.column_names)}. "
-            "An interactions table has user_id, item_id, timestamp and, if known, rating or label"
-        )
-    if catalogue is not None and "item_id" not in catalogue.column_names:
-        raise InputError(f"{items} lacks item_id; it has {', '.join(catalogue.column_names)}")
-    if catalogue is None and "categories" in table.column_names:
-        catalogue = table.select(["item_id", "categories"])
-    return Raw(table, catalogue, bad)
+    raw = Raw(pa.table({}), unit="row" if _is_parquet(path) else "line")
+    with _readable(path):
+        raw.interactions = _table(path, INTERACTIONS, raw, "An interactions table has user_id, item_id, timestamp")
+    raw.items = None if items is None else _items(items, raw)
+    return raw
 
 
 def read_movielens(path: Path, items: Path | None) -> Raw:
-    """A MovieLens release as downloaded: the zip, or the folder in it (100K, 1M, latest, 20M, 25M, 32M)."""
-    names, opened = _members(path)
-
-    def find(*endings: str) -> str | None:
-        return next((name for ending in endings for name in names if name.endswith(ending)), None)
-
-    bad: dict[str, list[str]] = {}
-    ratings = find("ratings.csv", "ratings.dat", "u.data")
-    if ratings is None:
-        raise InputError(f"{path} holds no ratings.csv, ratings.dat or u.data; is it a MovieLens zip or folder?")
-    columns = ["user_id", "item_id", "rating", "timestamp"]
-    if ratings.endswith(".csv"):
-        table = _renamed(_csv(opened(ratings), bad))
-    else:
-        table = _split(opened(ratings), "::" if ratings.endswith(".dat") else "\t", columns, bad)
-    movies = find("movies.csv", "movies.dat", "u.item")
-    catalogue = None
-    if movies and movies.endswith(".csv"):
-        catalogue = _renamed(_csv(opened(movies), {}))
-    elif movies and movies.endswith(".dat"):
-        catalogue = _split(opened(movies), "::", ["item_id", "title", "categories"], {}, "latin-1")
-    elif movies:
-        flags = [f"g{i}" for i in range(19)]
-        wide = _split(opened(movies), "|", ["item_id", "title", "released", "video", "url", *flags], {}, "latin-1")
-        genres = _genres(opened, find("u.genre"))
-        rows = zip(*(wide[name].to_pylist() for name in flags), strict=True)
-        joined = ["|".join(g for g, on in zip(genres, row, strict=True) if on == "1") for row in rows]
-        catalogue = wide.select(["item_id", "title"]).append_column("categories", pa.array(joined))
-    return Raw(table, catalogue, bad)
+    """A MovieLens release as downloaded: the zip, the folder in it, or its file of ratings (100K to 32M)."""
+    raw = Raw(pa.table({}))
+    with _readable(path), _members(path) as (names, opened):
+        ratings = _one(path, names, ("ratings.csv", "ratings.dat", "u.data"))
+        if ratings is None:
+            raise InputError("it holds no ratings.csv, ratings.dat or u.data; is it a MovieLens zip or folder?")
+        with opened(ratings) as stream:
+            if ratings.endswith(".csv"):
+                raw.interactions = _headed(stream, INTERACTIONS, raw, "ratings.csv has userId, movieId, timestamp")
+            else:
+                separator = "::" if ratings.endswith(".dat") else "\t"
+                raw.interactions = _plain(without_header(stream, separator, _AMAZON, raw.dropped), _AMAZON)
+        movies = _one(path, names, ("movies.csv", "movies.dat", "u.item"))
+        if movies is not None and items is None:
+            genres = _genres(names, opened)
+            with opened(movies) as stream:
+                raw.items = _movies(movies, stream, genres, raw)
+    if items is not None:
+        raw.items = _items(items, raw)
+    return raw
 
 
 def read_amazon(path: Path, items: Path | None) -> Raw:
-    """Amazon reviews: 2014/2018 JSON lines (plain or .gz), or the ratings-only CSV without a header."""
-    bad: dict[str, list[str]] = {}
-    if path.suffix == ".csv":
-        # the ratings-only files are user,item,rating,time in 2014 and item,user,rating,time in 2018: ASINs tell
-        table = _split(_unzipped(path), ",", ["a", "b", "rating", "timestamp"], bad)
-        first = str(table["a"][0]) if len(table) else ""
-        order = ["item_id", "user_id"] if len(first) == 10 and not first.startswith("A") else ["user_id", "item_id"]
-        table = table.rename_columns([*order, *table.column_names[2:]])
-    else:
-        wanted = ("reviewerID", "user_id", "asin", "parent_asin", "overall", "rating", "unixReviewTime", "timestamp")
-        table = _renamed(_json_lines(_unzipped(path), wanted, bad))
-    catalogue = None
-    if items is not None:
-        catalogue = _renamed(_json_lines(_unzipped(items), ("asin", "parent_asin", "title", "categories"), {}))
-    return Raw(table, catalogue, bad)
+    """Amazon reviews: JSON lines of 2014 or 2018 (plain or .gz), or the CSV of ratings without a header.
+
+    items: the product file (JSON lines, or the Python literals of 2014), or a table.
+    """
+    raw = Raw(pa.table({}))
+    with _readable(path), _opened(path) as stream:
+        if _is_json(path):
+            raw.interactions = _json(json_lines(stream, _REVIEW, raw.dropped), INTERACTIONS)
+        else:
+            blocks = without_header(stream, ",", _AMAZON, raw.dropped, quotes=True)
+            raw.interactions = _item_second(_plain(blocks, _AMAZON), raw)
+    raw.items = None if items is None else _items(items, raw)
+    return raw
 
 
 def read_taobao(path: Path, items: Path | None) -> Raw:
-    """Taobao UserBehavior.csv: user, item, category, behaviour, time; no header. Every behaviour is a positive."""
-    bad: dict[str, list[str]] = {}
-    table = _split(_unzipped(path), ",", ["user_id", "item_id", "categories", "event", "timestamp"], bad)
-    return Raw(table, table.select(["item_id", "categories"]), bad, ["every behaviour counts as a positive"])
+    """Taobao's UserBehavior.csv: user, item, category, behaviour, time; no header. Every behaviour is a positive."""
+    raw = Raw(pa.table({}), notes=["every behaviour (pv, buy, cart, fav) counts as a positive"])
+
+    def known(blocks: Iterator[Block]) -> Iterator[Block]:
+        for block in blocks:
+            text = pc.utf8_trim_whitespace(block.columns["event"])
+            good = pc.is_in(text, pa.array(_BEHAVIOURS)).to_numpy(zero_copy_only=False)
+            raw.dropped.add("behaviour is not pv, buy, cart or fav", block.places[~good])
+            mask = pa.array(good)
+            yield Block({name: column.filter(mask) for name, column in block.columns.items()}, block.places[good])
+
+    with _readable(path), _opened(path) as stream:
+        blocks = known(without_header(stream, ",", _TAOBAO, raw.dropped))
+        raw.interactions = _plain(blocks, [name for name in _TAOBAO if name != "event"])
+    raw.items = None if items is None else _items(items, raw)
+    return raw
 
 
 def guess(path: Path) -> str:
-    """The reader that a file's name and shape call for."""
-    if path.is_dir() or path.suffix == ".zip":
+    """The reader that a file's name, and the first line of a CSV, call for."""
+    if path.is_dir() or path.suffix == ".zip" or path.name in ("u.data", "ratings.dat"):
         return "movielens"
-    if path.name.lower().startswith("userbehavior"):
+    if _is_json(path):
+        return "amazon"
+    if _is_parquet(path):
+        return "table"
+    with _readable(path), _opened(path) as stream:
+        cells = stream.readline(1 << 16).decode(errors="replace").strip().split(",")
+    if len(cells) == len(_TAOBAO) and cells[3] in _BEHAVIOURS:
         return "taobao"
-    if path.name.endswith((".json", ".json.gz", ".jsonl", ".jsonl.gz")):
+    if len(cells) == len(_AMAZON) and cells[3].isdigit() and cells[2] in ("1", "2", "3", "4", "5", *_STARS):
         return "amazon"
     return "table"
 
 
-def _load(path: Path, bad: dict[str, list[str]]) -> pa.Table:
-    try:
-        if path.suffix in (".parquet", ".pq"):
-            table = pq.read_table(path)
-            return table.append_column("line", pa.array(range(1, len(table) + 1), pa.int64()))
-        return _csv(_unzipped(path), bad)
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"cannot read {path}: {error}; it should be Parquet, or CSV with a header") from None
+_STARS = ("1.0", "2.0", "3.0", "4.0", "5.0")
 
 
-def _csv(data: bytes, bad: dict[str, list[str]]) -> pa.Table:
-    """All columns as text; rows with another number of columns are put aside."""
-
-    def skip(row: pa_csv.InvalidRow) -> str:
-        _note(bad, "another number of columns than the header", f"line {row.number}" if row.number else row.text[:60])
-        return "skip"
-
-    header = data.split(b"\n", 1)[0].decode("utf-8-sig", "replace").strip().split(",")
-    kinds = pa_csv.ConvertOptions(
-        column_types={name.strip('"'): pa.string() for name in header}, strings_can_be_null=True
-    )
-    # one thread: only then does the parser know the numbers of bad rows
-    reading = pa_csv.ReadOptions(use_threads=False)
-    parsing = pa_csv.ParseOptions(invalid_row_handler=skip, newlines_in_values=b'"' in data)
-    table = pa_csv.read_csv(io.BytesIO(data), reading, parsing, kinds)
-    lines = _lines(len(table), bad.get("another number of columns than the header", []))
-    return table.append_column("line", lines)
+def _items(path: Path, raw: Raw) -> pa.Table:
+    with _readable(path):
+        if _is_json(path):
+            with _opened(path) as stream:
+                return _json(json_lines(stream, _PRODUCT, raw.dropped, "items: "), ITEMS)
+        aside = Dropped()
+        table = _table(path, ITEMS, replace(raw, dropped=aside), "An items table has item_id")
+        _merge(aside, raw)
+        return table
 
 
-def _lines(count: int, skipped: list[str]) -> pa.Array:
-    """Line numbers of the rows that were kept: the header is line 1, and skipped lines are left out."""
-    gone = {int(place.split()[1]) for place in skipped if place.startswith("line ")}
-    numbers: list[int] = []
-    line = 1
-    while len(numbers) < count:
-        line += 1
-        if line not in gone:
-            numbers.append(line)
-    return pa.array(numbers, pa.int64())
+def _table(path: Path, wanted: Sequence[str], raw: Raw, needs: str) -> pa.Table:
+    if _is_parquet(path):
+        with pq.ParquetFile(path) as file:
+            names = _present(file.schema_arrow.names, wanted, raw, needs)
+            return gather(parquet_blocks(file, list(names.values())), names)
+    with _opened(path) as stream:
+        return _headed(stream, wanted, raw, needs)
 
 
-def _split(
-    data: bytes, separator: str, names: list[str], bad: dict[str, list[str]], encoding: str = "utf-8"
-) -> pa.Table:
-    """Headerless lines cut at a separator, which may be longer than one character."""
-    rows, numbers = [], []
-    for number, line in enumerate(data.decode(encoding, "replace").splitlines(), 1):
-        cells = line.split(separator)
-        if len(cells) == len(names):
-            rows.append(cells)
-            numbers.append(number)
-        elif line.strip():
-            _note(bad, f"not {len(names)} columns", f"line {number}")
-    columns = list(zip(*rows, strict=True)) if rows else [() for _ in names]
-    table = pa.table({name: pa.array(column, pa.string()) for name, column in zip(names, columns, strict=True)})
-    return table.append_column("line", pa.array(numbers, pa.int64()))
+def _headed(stream: IO[bytes], wanted: Sequence[str], raw: Raw, needs: str) -> pa.Table:
+    header, blocks = with_header(stream, raw.dropped)
+    return gather(blocks, _present(header, wanted, raw, needs))
 
 
-def _json_lines(data: bytes, wanted: Iterable[str], bad: dict[str, list[str]]) -> pa.Table:
-    found: dict[str, list[str | None]] = {name: [] for name in wanted}
-    numbers = []
-    for number, line in enumerate(data.splitlines(), 1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            _note(bad, "not a JSON object", f"line {number}")
-            continue
-        numbers.append(number)
-        for name, column in found.items():
-            value = row.get(name)
-            column.append(None if value is None else _flat(value))
-    known = {name: pa.array(c, pa.string()) for name, c in found.items() if any(v is not None for v in c)}
-    return pa.table({**known, "line": pa.array(numbers, pa.int64())})
+def _present(names: Sequence[str], wanted: Sequence[str], raw: Raw, needs: str) -> dict[str, str]:
+    found = chosen(names, wanted)
+    must = {"user_id", "item_id", "timestamp"} & set(wanted)
+    if lacking := sorted(must - set(found)):
+        raise InputError(f"lacks {', '.join(lacking)}; it has {', '.join(names)}. {needs}")
+    if twice := sorted({name for name in found.values() if list(names).count(name) > 1}):
+        raise InputError(f"it has two columns {', '.join(twice)}")
+    if others := [f"{theirs} as {ours}" for ours, theirs in found.items() if ours != theirs]:
+        raw.notes.append(f"read {', '.join(others)}")
+    return found
 
 
-def _flat(value: object) -> str:
-    while isinstance(value, list) and value and isinstance(value[0], list):
-        value = value[0]
-    return "|".join(map(str, value)) if isinstance(value, list) else str(value)
+def _plain(blocks: Iterator[Block], names: Sequence[str]) -> pa.Table:
+    return gather(blocks, {name: name for name in names})
 
 
-def _renamed(table: pa.Table) -> pa.Table:
-    """Our column names, from theirs; the first alias that is there counts, and our own name before any."""
-    lower = {name.lower(): name for name in reversed(table.column_names)}
-    chosen = {}
-    for ours, theirs in ALIASES.items():
-        found = next((lower[name] for name in (ours, *theirs) if name in lower), None)
-        if found is not None and found not in chosen:
-            chosen[found] = ours
-    kept = [name for name in table.column_names if name in chosen or name == "line"]
-    return table.select(kept).rename_columns([chosen.get(name, name) for name in kept])
+def _json(blocks: Iterator[Block], wanted: Sequence[str]) -> pa.Table:
+    """The first block tells which of several spellings a file uses."""
+    first = next(blocks, Block({}, np.zeros(0, np.int64)))
+    present = [name for name, column in first.columns.items() if column.null_count < len(column)]
+    names = chosen(present, wanted)
+    must = {"user_id", "item_id", "timestamp"} & set(wanted)
+    if lacking := sorted(must - set(names)):
+        raise InputError(f"lacks {', '.join(lacking)}; it has {', '.join(present) or 'none of the fields of reviews'}")
+    return gather(chain([first], blocks), names)
 
 
-def _unzipped(path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if path.suffix == ".gz" else data
-    except (OSError, EOFError) as error:
-        raise InputError(f"cannot read {path}: {error}") from None
+def _item_second(table: pa.Table, raw: Raw) -> pa.Table:
+    """The ratings are user,item,... in 2014 and item,user,... in 2018; product numbers have a form of their own."""
+    shares = []
+    for name in ("user_id", "item_id"):
+        keys = table[name].combine_chunks().dictionary.slice(0, 10_000)
+        shares.append(pc.mean(pc.match_substring_regex(keys, _ASIN).cast(pa.float64())).as_py() or 0.0)
+    if max(shares) < 0.5 or shares[0] == shares[1]:
+        raise InputError("neither of its first two columns looks like Amazon's product numbers; is it another table?")
+    if shares[0] < shares[1]:
+        return table
+    raw.notes.append("the first column is the item, the second the user")
+    return table.rename_columns(["item_id", "user_id", *table.column_names[2:]])
 
 
-def _members(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
+def _movies(name: str, stream: IO[bytes], genres: Sequence[str], raw: Raw) -> pa.Table:
+    aside = Dropped()
+    if name.endswith(".csv"):
+        table = _headed(stream, ITEMS, replace(raw, dropped=aside), "movies.csv has movieId")
+    elif name.endswith(".dat"):
+        table = _plain(without_header(stream, "::", ITEMS, aside), ITEMS)
+    else:
+        flags = [f"genre {i}" for i in range(_GENRES)]
+
+        def joined(blocks: Iterator[Block]) -> Iterator[Block]:
+            for block in blocks:
+                rows = zip(*(block.columns[flag].to_pylist() for flag in flags), strict=True)
+                labels = ["|".join(g for g, on in zip(genres, row, strict=True) if on == "1") for row in rows]
+                columns = {"item_id": block.columns["item_id"], "title": block.columns["title"]}
+                yield Block({**columns, "categories": pa.array(labels, pa.string())}, block.places)
+
+        wide = ["item_id", "title", "released", "video", "url", *flags]
+        table = _plain(joined(without_header(stream, "|", wide, aside)), ITEMS)
+    _merge(aside, raw)
+    return table
+
+
+def _merge(aside: Dropped, raw: Raw) -> None:
+    for reason, count in aside.counts.items():
+        raw.dropped.counts[f"items: {reason}"] = count
+        raw.dropped.examples[f"items: {reason}"] = aside.examples[reason]
+
+
+def _genres(names: Sequence[str], opened: Callable[[str], IO[bytes]]) -> list[str]:
+    lines: list[str] = []
+    if name := next((name for name in names if Path(name).name == "u.genre"), None):
+        with opened(name) as stream:
+            lines = stream.read().decode("latin-1").splitlines()
+    pairs = [line.strip().rpartition("|") for line in lines]
+    named = {int(number): genre for genre, _, number in pairs if number.isdigit()}
+    return [named.get(i, f"genre {i}") for i in range(_GENRES)]
+
+
+def _is_json(path: Path) -> bool:
+    return path.name.endswith((".json", ".json.gz", ".jsonl", ".jsonl.gz"))
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix in (".parquet", ".pq")
+
+
+def _one(path: Path, names: Sequence[str], wanted: Sequence[str]) -> str | None:
+    """The member with one of these names. What macOS adds to zips is none."""
+    for name in wanted:
+        found = [n for n in names if Path(n).name == name and "__MACOSX" not in n]
+        if len(found) > 1:
+            raise InputError(f"it holds more than one {name}: {', '.join(found)}; name the folder of one release")
+        if found:
+            return found[0]
+    return None
+
+
+@contextmanager
+def _members(path: Path) -> Iterator[tuple[list[str], Callable[[str], IO[bytes]]]]:
+    """Names of the files in a zip, in a folder or beside a file, and how to open them."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            yield sorted(n for n in archive.namelist() if not n.endswith("/")), archive.open
+        return
     if path.is_dir():
-        names = sorted(str(p.relative_to(path)) for p in path.rglob("*") if p.is_file())
-        return names, lambda name: (path / name).read_bytes()
+        folder, found = path, sorted(p for pattern in ("*", "*/*") for p in path.glob(pattern) if p.is_file())
+    else:  # its own name, and those of the files that may describe its items
+        about = ("movies.csv", "movies.dat", "u.item", "u.genre")
+        folder, found = path.parent, [path, *(path.parent / n for n in about if (path.parent / n).is_file())]
+    yield [str(p.relative_to(folder)) for p in found], lambda name: (folder / name).open("rb")
+
+
+def _opened(path: Path) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Says which file it was, whatever went wrong in it."""
     try:
-        archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"cannot read {path}: {error}; a MovieLens zip or folder is expected") from None
-    with archive:
-        held = {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
-    return sorted(held), held.__getitem__
-
-
-def _genres(opened: Callable[[str], bytes], name: str | None) -> list[str]:
-    lines = opened(name).decode().splitlines() if name else []
-    named = {int(number): genre for genre, _, number in (line.partition("|") for line in lines) if number}
-    return [named.get(i, f"genre {i}") for i in range(19)]
-
-
-def _note(bad: dict[str, list[str]], reason: str, place: str) -> None:
-    bad.setdefault(reason, []).append(place)
-
-
-def as_text(column: pa.ChunkedArray) -> pa.Array:
-    """Keys as text, whatever they were; empty ones are missing."""
-    text = pc.utf8_trim_whitespace(pc.cast(column, pa.string()))
-    return pc.if_else(pc.equal(text, ""), None, text).combine_chunks()
+        yield
+    except InputError as error:
+        raise InputError(f"cannot use {path}: {error}") from None
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+        raise InputError(f"cannot read {path}: {error}; is it whole, and what its name says?") from None
+    except pa.ArrowException as error:
+        raise InputError(f"cannot read {path}: {error}; it should be Parquet, or CSV with a header") from None
