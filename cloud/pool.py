@@ -1,18 +1,22 @@
 """The pool: samples of many contributors, without their identities, on disk and growing.
 
 A pool is a folder of immutable segments. A segment is written under a temporary name, synced and renamed, so that it is
-there whole or not at all; readers work on a snapshot (`segments`) and are not disturbed when another one appears. All
-columns are memory-mapped. A contributor is a 64-bit pseudonym made with a salt that lies elsewhere.
+there whole or not at all; readers work on a snapshot (`segments`) and are not disturbed when another one appears.
+Writers, in this process and in others, take turns by a lock on the folder. All columns are memory-mapped. A contributor
+is a 64-bit pseudonym made with a salt that lies elsewhere.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
-import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -23,6 +27,7 @@ from device_runtime.samples import Column, Float32, Int64, Ragged, SampleBatch, 
 
 FORMAT = 1
 Tokens = npt.NDArray[np.uint64]
+_Number = TypeVar("_Number", np.int32, np.int64, np.uint64, np.float32)
 
 
 class SegmentMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,21 +63,19 @@ class Pool:
 
     def __init__(self, folder: Path, schema: Schema, width: int) -> None:
         self.folder, self.schema, self.width = folder, schema, width
-        self._writing = threading.Lock()
         self._segments: tuple[Segment, ...] = ()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for leftover in folder.glob(".new-*"):
-                shutil.rmtree(leftover)
-            found = sorted(folder.glob("segment-*"))
+            with self._alone():  # whoever is writing has the lock, so what lies here now was left by a crash
+                for leftover in folder.glob(".new-*"):
+                    shutil.rmtree(leftover)
+                self._catch_up()
         except OSError as error:
-            raise StoreError(f"the pool at {folder} cannot be opened: {error.strerror}") from None
-        for path in found:
-            self._segments += (self._open(path, len(self)),)
+            raise StoreError(f"the pool at {folder} cannot be opened: {_reason(error)}") from None
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """A snapshot: later growth does not show in it."""
+        """A snapshot: later growth does not show in it. What another process adds shows after the next `append`."""
         return self._segments
 
     def __len__(self) -> int:
@@ -80,6 +83,8 @@ class Pool:
 
     def append(self, samples: SampleBatch, timestamps: Int64, contributors: Tokens, embeddings: Float32) -> None:
         """Add samples as one segment; they are durable and can be matched when this returns.
+
+        timestamps: int64 [n], seconds. contributors: uint64 [n]. embeddings: float32 [n, width], unit rows.
 
         Raises:
             InputError: lengths, the width or numbers do not fit.
@@ -94,7 +99,7 @@ class Pool:
         if not n:
             return
         arrays: dict[str, npt.NDArray[np.generic]] = {
-            "labels": samples.labels,
+            "labels": samples.labels.astype(np.float32),
             "timestamps": timestamps.astype(np.int64),
             "contributors": contributors.astype(np.uint64),
             "embeddings": embeddings.astype(np.float32),
@@ -105,17 +110,33 @@ class Pool:
                 cut = column.newest(feature.bound).compact()
                 parts = {"values": cut.values, "starts": cut.starts, "lengths": cut.lengths}
                 arrays |= {f"{feature.name}.{part}": array for part, array in parts.items()}
+            elif feature.kind == "id":
+                arrays[feature.name] = column.astype(np.int32)
             else:
-                arrays[feature.name] = column
-        with self._writing:
-            path = self.folder / f"segment-{len(self._segments):06d}"
-            self._write(path, arrays, n)
-            self._segments += (self._open(path, len(self)),)
+                if column.shape != (n, feature.bound) or not np.isfinite(numbers := column.astype(np.float32)).all():
+                    raise InputError(f"column {feature.name!r} must be finite, of shape [{n}, {feature.bound}]")
+                arrays[feature.name] = numbers
+        try:
+            with self._alone():
+                self._catch_up()
+                self._write(self.folder / _name(len(self._segments)), arrays, n)
+                self._catch_up()
+        except OSError as error:
+            raise StoreError(
+                f"the pool at {self.folder} cannot grow: {_reason(error)}; what it holds is kept"
+            ) from None
 
     def gather(self, positions: Int64) -> SampleBatch:
-        """The samples at these global positions, in this order; histories of one segment stay shared."""
-        parts, order = [], []
-        for segment in self._segments:
+        """The samples at these global positions, int64 [n], in this order; histories of one segment stay shared.
+
+        Raises:
+            InputError: a position is outside the pool.
+        """
+        parts, order, segments = [], [], self._segments
+        held = sum(len(segment) for segment in segments)
+        if len(positions) and not (positions.min() >= 0 and positions.max() < held):
+            raise InputError(f"the pool has positions from 0 to {held - 1}; asked for one outside them")
+        for segment in segments:
             at = np.flatnonzero((positions >= segment.base) & (positions < segment.base + len(segment)))
             if len(at):
                 parts.append(segment.samples.take(positions[at] - segment.base))
@@ -135,32 +156,47 @@ class Pool:
                 columns[feature.name] = none if feature.kind == "id" else np.zeros((0, feature.bound), np.float32)
         return SampleBatch(self.schema, columns, np.zeros(0, np.float32))
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keeps other writers out, in other threads and processes; a crash lets go."""
+        with (self.folder / ".lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _catch_up(self) -> None:
+        """Open the segments that were added since."""
+        found = sorted(self.folder.glob("segment-*"))
+        for number, path in enumerate(found):
+            if path.name != _name(number):  # later positions would shift
+                raise StoreError(f"the pool at {self.folder} lacks {_name(number)}. Restore it from a copy")
+        if len(found) < len(self._segments):
+            raise StoreError(f"the pool at {self.folder} lacks {_name(len(found))}. Restore it from a copy")
+        for path in found[len(self._segments) :]:
+            self._segments += (self._open(path, len(self)),)
+
     def _write(self, path: Path, arrays: dict[str, npt.NDArray[np.generic]], samples: int) -> None:
-        new = None
+        new = Path(tempfile.mkdtemp(dir=self.folder, prefix=".new-"))
         try:
-            new = Path(tempfile.mkdtemp(dir=self.folder, prefix=".new-"))
             for name, array in arrays.items():
                 with (new / f"{name}.npy").open("wb") as file:
                     np.save(file, array)
                     file.flush()
-                    os.fsync(file.fileno())
+                    _sync(file.fileno())
             sizes = {file.name: file.stat().st_size for file in new.iterdir()}
             with (new / "meta.json").open("wb") as file:
                 file.write(msgspec.json.encode(SegmentMeta(FORMAT, samples, self.width, sizes)))
                 file.flush()
-                os.fsync(file.fileno())
+                _sync(file.fileno())
+            _sync_folder(new)
             new.rename(path)
-            folder = os.open(self.folder, os.O_RDONLY)
             try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-        except OSError as error:
-            if new is not None:
-                shutil.rmtree(new, ignore_errors=True)
-            raise StoreError(
-                f"the pool at {self.folder} cannot grow: {error.strerror}; what it holds is kept"
-            ) from None
+                _sync_folder(self.folder)
+            except OSError:  # it might not outlive a power cut, so it must not be seen before one
+                path.rename(new)
+                raise
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
 
     def _open(self, path: Path, base: int) -> Segment:
         try:
@@ -173,30 +209,57 @@ class Pool:
                 if (path / name).stat().st_size != size:
                     raise StoreError(f"{path / name} is damaged: it should have {size} bytes. Restore it from a copy")
 
-            def column(name: str) -> npt.NDArray[np.generic]:
-                array: npt.NDArray[np.generic] = np.load(path / f"{name}.npy", mmap_mode="r")
-                return array
+            def load(name: str, kind: type[_Number], *shape: int) -> npt.NDArray[_Number]:
+                array = np.load(path / f"{name}.npy", mmap_mode="r")
+                if array.dtype != kind or (shape and array.shape != shape):
+                    raise StoreError(
+                        f"{path / name}.npy is damaged: it holds {array.dtype} {list(array.shape)}. "
+                        "Restore it from a copy"
+                    )
+                kept: npt.NDArray[_Number] = array
+                return kept
 
+            n = meta.samples
             columns: dict[str, Column] = {}
             for feature in self.schema.features:
+                name = feature.name
                 if feature.kind == "ids":
-                    parts = [column(f"{feature.name}.{part}").astype(np.int32, copy=False) for part in _PARTS]
-                    columns[feature.name] = Ragged(*parts)
+                    starts, lengths = load(f"{name}.starts", np.int32, n), load(f"{name}.lengths", np.int32, n)
+                    columns[name] = Ragged(load(f"{name}.values", np.int32), starts, lengths)
+                elif feature.kind == "id":
+                    columns[name] = load(name, np.int32, n)
                 else:
-                    columns[feature.name] = column(feature.name)
-            samples = SampleBatch(self.schema, columns, column("labels").astype(np.float32, copy=False))
+                    columns[name] = load(name, np.float32, n, feature.bound)
             return Segment(
                 base,
-                samples,
-                column("contributors").astype(np.uint64, copy=False),
-                column("timestamps").astype(np.int64, copy=False),
-                column("embeddings").astype(np.float32, copy=False),
+                SampleBatch(self.schema, columns, load("labels", np.float32, n)),
+                load("contributors", np.uint64, n),
+                load("timestamps", np.int64, n),
+                load("embeddings", np.float32, n, self.width),
             )
         except (OSError, ValueError, msgspec.DecodeError, InputError) as error:
             raise StoreError(f"the pool's segment {path} is damaged: {error}. Restore it from a copy") from None
 
 
-_PARTS = ("values", "starts", "lengths")
+def _name(number: int) -> str:
+    return f"segment-{number:06d}"
+
+
+def _reason(error: OSError) -> str:
+    # numpy reports a short write as an OSError without a number
+    return error.strerror or f"the disk took only part of a column ({error})"
+
+
+def _sync(descriptor: int) -> None:
+    os.fsync(descriptor)
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        _sync(folder)
+    finally:
+        os.close(folder)
 
 
 def _detached(part: SampleBatch) -> SampleBatch:

@@ -29,9 +29,8 @@ def match(pool: Pool, store: MatchStore, query: MatchQuery, exclude: int) -> tup
     """
     count = len(query.centroids)
     if not count or not query.limit or not len(pool):
-        return pool.gather(np.zeros(0, np.int64)), "" if len(
-            pool
-        ) and not query.limit else "the pool or the query is empty"
+        reason = "the pool is empty" if not len(pool) else "the query has no centroids" if query.limit else ""
+        return pool.gather(np.zeros(0, np.int64)), reason
     # neighbourhoods of centroids overlap: ask for more, and for all that it takes if that was not enough
     k = min(len(pool), max(8, 2 * query.limit // count))
     while True:

@@ -1,8 +1,10 @@
 """One contract for every store, with exact search as the oracle."""
 
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,6 +17,7 @@ from cloud.pool import Pool
 from device_runtime.samples import Feature, Ragged, SampleBatch, Schema
 from device_runtime.wire import MatchQuery
 from tests.conftest import SEED
+from tests.device_runtime.batches import assert_same
 
 SCHEMA = Schema((Feature("item", "id", "item"), Feature("history", "ids", "item", 5)))
 WIDTH = 16
@@ -86,18 +89,55 @@ def test_what_is_appended_is_found_and_snapshots_stay(tmp_path, rng, store):
     assert sum(map(len, before)) == 50
 
 
-def test_inverted_lists_reach_the_recall_that_is_promised(tmp_path, rng, monkeypatch):
-    monkeypatch.setattr(faiss_module, "FLAT_UP_TO", 5_000)
-    pool = Pool(tmp_path, SCHEMA, WIDTH)
+@pytest.fixture(scope="module", params=[0.25, 1.0], ids=["clustered", "spread"])
+def large(request, tmp_path_factory):
+    """A pool in one segment that FAISS searches by inverted lists. Contributor 1 has a tenth of it, lying together."""
+    rng = np.random.default_rng(SEED)
+    count = faiss_module.FLAT_UP_TO + 10_000
+    pool = Pool(tmp_path_factory.mktemp("large"), SCHEMA, WIDTH)
     centres = unit(rng, 60)
-    points = centres[rng.integers(0, 60, 20_000)] + 0.25 * unit(rng, 20_000)
+    points = centres[rng.integers(0, 60, count)] + request.param * unit(rng, count)
     points = (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
-    pool.append(make_samples(rng, 20_000), np.zeros(20_000), np.full(20_000, 5, np.uint64), points)
-    queries = points[rng.integers(0, 20_000, 50)]
-    exact = ExactStore(pool).search(queries, 100, 0).positions
-    found = FaissStore(pool).search(queries, 100, 0).positions
-    recall = np.mean([len(np.intersect1d(a, b)) / 100 for a, b in zip(exact, found, strict=True)])
+    points[: count // 10] = points[0]
+    tokens = np.where(np.arange(count) < count // 10, 1, 2).astype(np.uint64)
+    pool.append(make_samples(rng, count), np.zeros(count, np.int64), tokens, points)
+    return pool, FaissStore(pool)
+
+
+@pytest.mark.parametrize("k", [10, 100, 2000])
+def test_inverted_lists_reach_the_recall_that_is_promised(large, rng, k):
+    pool, store = large
+    queries = pool.segments[0].embeddings[rng.integers(len(pool) // 10, len(pool), 40)]
+    exact = ExactStore(pool).search(queries, k, 1).positions
+    found = store.search(queries, k, 1).positions
+    recall = np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(exact, found, strict=True)])
     assert recall >= 0.95
+
+
+def test_inverted_lists_pass_over_the_asker_even_where_it_fills_the_neighbourhood(large):
+    pool, store = large
+    near_own = pool.segments[0].embeddings[:1]
+    found = store.search(near_own, 500, 1)
+    assert (found.positions >= len(pool) // 10).all() and len(np.unique(found.positions)) == 500
+    again = FaissStore(pool).search(near_own, 500, 1)
+    np.testing.assert_array_equal(found.positions, again.positions)
+
+
+def test_every_searching_thread_keeps_to_itself(pool, rng):
+    store, vectors = FaissStore(pool), unit(rng, 2)
+
+    def search():
+        store.search(vectors, 5, 0)
+        return faiss.omp_get_max_threads()
+
+    with ThreadPoolExecutor(2) as threads:
+        assert [job.result() for job in [threads.submit(search) for _ in range(4)]] == [1] * 4
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_the_same_query_gives_the_same_candidates(pool, rng, store):
+    asked = query(rng, 8, 100)
+    assert_same(match(pool, store(pool), asked, 3)[0], match(pool, store(pool), asked, 3)[0])
 
 
 @pytest.mark.parametrize("store", STORES)
@@ -109,6 +149,7 @@ def test_candidates_are_distinct_and_shortfalls_are_explained(pool, rng, store):
     assert len(candidates) == (tokens != 3).sum(), "all that there is"
     assert f"only {len(candidates)} samples" in reason
     assert len(match(pool, store(pool), query(rng, 8, 0), exclude=0)[0]) == 0
+    assert match(pool, store(pool), query(rng, 0, 5), exclude=0)[1] == "the query has no centroids"
 
 
 def test_centroids_take_turns():
