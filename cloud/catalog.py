@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from device_runtime.errors import StoreError
+from device_runtime.errors import InputError, StoreError
 from device_runtime.identity import device_id
 from device_runtime.messages import BundleRef, RoundReport, from_json, to_json
 
@@ -109,13 +109,16 @@ class Catalog:
     def enrol(self, public_key: str, capability: dict[str, object], now: float) -> str:
         """Add a device, or renew what is known of it. Returns its id."""
         found = device_id(public_key)
-        with self._begin() as db:
-            changed = db.execute(
-                update(_DEVICES).where(_DEVICES.c.id == found).values(capability=capability, seen=now)
-            ).rowcount
-            if not changed:
-                row = {"id": found, "public_key": public_key, "capability": capability, "enrolled": now, "seen": now}
-                db.execute(insert(_DEVICES).values(**row, revoked=False))
+        known = {"capability": capability, "seen": now}
+        renewal = update(_DEVICES).where(_DEVICES.c.id == found).values(**known)
+        try:
+            with self._begin() as db:
+                if not db.execute(renewal).rowcount:
+                    row = {"id": found, "public_key": public_key, "enrolled": now, "revoked": False}
+                    db.execute(insert(_DEVICES).values(**row, **known))
+        except IntegrityError:  # the same device, enrolled by another request in the same moment
+            with self._begin() as db:
+                db.execute(renewal)
         return found
 
     def device(self, device: str) -> Device | None:
@@ -141,9 +144,17 @@ class Catalog:
     # -- releases -----------------------------------------------------------------------------------------------
 
     def release(self, name: str, ref: BundleRef, now: float) -> None:
-        """Make a bundle the current one."""
-        with self._begin() as db:
-            db.execute(insert(_RELEASES).values(version=ref.version, name=name, ref=to_json(ref), published=now))
+        """Make a bundle the current one.
+
+        Raises:
+            InputError: a bundle of this version is out already; a release never changes.
+        """
+        row = {"version": ref.version, "name": name, "ref": to_json(ref), "published": now}
+        try:
+            with self._begin() as db:
+                db.execute(insert(_RELEASES).values(**row))
+        except IntegrityError:
+            raise InputError(f"a bundle of version {ref.version} is out already; export it as a later one") from None
 
     def releases(self) -> list[Release]:
         """Newest first; the first is the current one."""
@@ -170,7 +181,7 @@ class Catalog:
     def reports(self) -> list[tuple[str, RoundReport]]:
         """(device, report), in the order of their arrival."""
         with self._begin() as db:
-            rows = db.execute(select(_REPORTS).order_by(_REPORTS.c.received)).all()
+            rows = db.execute(select(_REPORTS).order_by(_REPORTS.c.received, _REPORTS.c.device, _REPORTS.c.round)).all()
         return [(row.device, from_json(row.report, RoundReport, "a report")) for row in rows]
 
     @contextmanager
@@ -185,8 +196,11 @@ def _explained() -> Iterator[None]:
         yield
     except IntegrityError:
         raise
+    except ImportError as error:
+        raise StoreError(f"the catalog's database needs a driver that is not installed: {error.name}") from None
     except (SQLAlchemyError, OSError) as error:
-        cause = getattr(error, "orig", None) or error
+        # drivers quote the statement after the first line
+        cause = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
         raise StoreError(f"the catalog's database cannot be used: {cause}; check that it runs and has space") from None
 
 

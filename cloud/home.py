@@ -9,9 +9,11 @@ HOME/pool/ENCODER/  samples without identities, embedded by that encoder
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import os
 import secrets
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,23 +28,29 @@ from cloud.encoding import Encoder
 from cloud.pool import Pool, Tokens
 from device_runtime.bundle import BlobStore, FileRef, Manifest, open_manifest, parse_manifest, unpack_file
 from device_runtime.errors import InputError, StoreError, TrustError
-from device_runtime.identity import Signer
+from device_runtime.identity import Signer, check_public_key
 from device_runtime.messages import BundleRef
 from device_runtime.stream import samples
 
 SEGMENT = 250_000
 """Samples in a segment of the pool, at most."""
+_SALT_BYTES = 32
 
 
 class ServerHome:
     """Use it in a `with`, or close it.
 
+    create: make the folder and its keys where there are none.
+
     Raises (from the constructor):
+        InputError: there is no server's home, and none is to be made.
         StoreError: the folder or one of its files cannot be used.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, create: bool = True) -> None:
         self.path = path
+        if not create and not (path / "answer.key").exists():
+            raise InputError(f"{path} is not a server's home; make one with `coda release keys --home {path}`")
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._salt = _salt(path / "salt")
@@ -56,6 +64,9 @@ class ServerHome:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self.catalog.close()
 
     def release(self) -> tuple[BundleRef, Manifest]:
@@ -85,9 +96,9 @@ def publish(home: ServerHome, bundle: Path) -> Manifest:
     """
     try:
         ref = msgspec.json.decode((bundle / "bundle.json").read_bytes(), type=BundleRef)
-        trusted = (bundle / "release.pub").read_text().strip()
+        trusted = check_public_key((bundle / "release.pub").read_text().strip())
         stored = (bundle / "blobs" / ref.manifest).read_bytes()
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, ValueError, InputError) as error:  # msgspec's and Unicode's errors are ValueErrors
         raise InputError(f"{bundle} is not a whole bundle folder ({error}); make one with `coda export`") from None
     manifest = open_manifest(ref, stored, trusted)
     if manifest.answer_key != home.answer_signer.public:
@@ -110,7 +121,7 @@ def publish(home: ServerHome, bundle: Path) -> Manifest:
         unpack_file(file, data)
         blobs[file.sha256] = data
     for sha256, data in blobs.items():
-        if not home.blobs.path(sha256).exists():
+        if not _holds(home.blobs.path(sha256), data):
             home.blobs.write(sha256, data)
     home.catalog.release(manifest.name, ref, time.time())
     return manifest
@@ -153,13 +164,26 @@ def _files(manifest: Manifest) -> list[FileRef]:
     return [manifest.weights, manifest.classifier, *graphs, *shards]
 
 
+def _holds(path: Path, data: bytes) -> bool:
+    try:
+        return path.read_bytes() == data
+    except OSError:
+        return False
+
+
 def _salt(path: Path) -> bytes:
+    """The salt, made when there is none: whole or not at all, for pseudonyms under an empty one could be guessed."""
     if not path.exists():
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(secrets.token_bytes(32))
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-") as file:  # readable by its owner only
+            file.write(secrets.token_bytes(_SALT_BYTES))
             file.flush()
             os.fsync(file.fileno())
-    return path.read_bytes()
+            with contextlib.suppress(FileExistsError):  # another process was first: its salt counts
+                os.link(file.name, path)
+    salt = path.read_bytes()
+    if len(salt) != _SALT_BYTES:
+        raise StoreError(f"{path} is damaged: it should have {_SALT_BYTES} bytes. Restore it from a copy")
+    return salt
 
 
 def _unpacked(stored: bytes) -> bytes:

@@ -41,7 +41,8 @@ class Command:
     def run(args: argparse.Namespace) -> int:
         from cloud.home import ServerHome, publish
 
-        with ServerHome(args.home) as home:
+        # only `keys` makes a home: a mistyped folder must not become one
+        with ServerHome(args.home, create=args.verb == "keys") as home:
             if args.verb == "keys":
                 print(home.answer_signer.public)
             elif args.verb == "publish":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import socket
 from pathlib import Path
 
@@ -49,11 +50,17 @@ class Command:
             class Server(uvicorn.Server):
                 async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                     await super().startup(sockets)
-                    print(f"serving {args.home} at http://{args.host}:{port}  (API page: /docs)", flush=True)
+                    host = f"[{args.host}]" if ":" in args.host else args.host
+                    print(f"serving {args.home} at http://{host}:{port}  (API page: /docs)", flush=True)
                     if args.port_file:
                         write_atomically(args.port_file, f"{port}\n".encode())
 
-            config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=20)
+            config = uvicorn.Config(
+                app, http="h11", ws="none", lifespan="off", log_config=None, access_log=False,
+                timeout_graceful_shutdown=20,
+            )  # fmt: skip
+            # uvicorn raises the signal anew once it has stopped; the default would end us before the home is closed
+            signal.signal(signal.SIGTERM, lambda *_: None)
             Server(config).run([listener])
         return 0
 
@@ -64,9 +71,9 @@ def _listening(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-    except OSError as error:
+        listener.listen(2048)  # two servers can bind one port as long as neither listens
+    except (OSError, OverflowError) as error:
         listener.close()
-        raise InputError(
-            f"cannot listen on {host}:{port}: {error.strerror}; choose another --port, or --port 0"
-        ) from None
+        reason = error.strerror if isinstance(error, OSError) else "ports go from 0 to 65535"
+        raise InputError(f"cannot listen on {host}:{port}: {reason}; choose another --port, or --port 0") from None
     return listener

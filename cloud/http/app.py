@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -19,7 +20,7 @@ from cloud.http.problems import Refusal
 from cloud.http.services import Services
 from cloud.matching import match
 from device_runtime import __version__
-from device_runtime.errors import InputError
+from device_runtime.errors import InputError, WireError
 from device_runtime.identity import answer_text, check_public_key, device_id
 from device_runtime.messages import BundleRef, Enrolled, Enrolment, Problem, RoundReport, from_json, to_json
 from device_runtime.wire import (
@@ -33,6 +34,9 @@ from device_runtime.wire import (
 FRAME = "application/vnd.coda.frame"
 JSON = "application/json"
 BYTES = "application/octet-stream"
+_ROUND = re.compile("[!-~]{1,64}")
+_MAX_VERSION = (1 << 31) - 1
+_Message = TypeVar("_Message")
 DESCRIPTION = """\
 Devices enrol with a key, pull signed bundles, ask for samples that match a query, and report.
 All calls but blobs, health and this page carry `Authorization: CoDA device:time:nonce:signature` (docs/wire.md).
@@ -41,7 +45,14 @@ All calls but blobs, health and this page carry `Authorization: CoDA device:time
 
 def create_app(services: Services) -> FastAPI:
     """An app over these services. It owns none of them: close them after it."""
-    app = FastAPI(title="CoDA", version=__version__, description=DESCRIPTION)
+    # no redirects of /v1/match/: a signature holds for the path as written, and devices follow none
+    app = FastAPI(
+        title="CoDA",
+        version=__version__,
+        description=DESCRIPTION,
+        redirect_slashes=False,
+        default_response_class=Response,
+    )
     problems.install(app)
     app.add_middleware(LogRequests)
     started = services.clock()
@@ -50,11 +61,13 @@ def create_app(services: Services) -> FastAPI:
     announcement = to_json(services.ref)
     etag = f'"{hashlib.sha256(announcement).hexdigest()[:16]}"'
 
-    @app.post("/v1/devices", openapi_extra=_takes(JSON, "Enrolment"), responses=_gives(JSON, "Enrolled", 401, 413))
+    @app.post(
+        "/v1/devices", openapi_extra=_takes(JSON, "Enrolment"), responses=_gives(JSON, "Enrolled", 400, 401, 413, 503)
+    )
     async def enrol(request: Request) -> Response:
         """Announce a device's key. Signed by that key; doing it again is harmless."""
         body = await auth.read_body(request, limits.max_report_bytes)
-        message = from_json(body, Enrolment, "the enrolment")
+        message = _message(body, Enrolment, "the enrolment")
         key = check_public_key(message.public_key)
         now = services.clock()
         auth.announced(request, body, key, device_id(key), now, limits.clock_skew_s)
@@ -62,22 +75,29 @@ def create_app(services: Services) -> FastAPI:
         device = await to_thread.run_sync(services.catalog.enrol, key, capability, now)
         return _json(Enrolled(device=device, server_time=int(now)))
 
-    @app.get("/v1/bundle", responses=_gives(JSON, "BundleRef", 304, 401))
+    @app.get("/v1/bundle", responses=_gives(JSON, "BundleRef", 304, 401, 403, 413, 503))
     async def bundle(request: Request) -> Response:
         """The current release, as a pointer to its signed manifest."""
-        await to_thread.run_sync(auth.authenticate, request, b"", services)
+        body = await auth.read_body(request, 0)
+        await to_thread.run_sync(auth.authenticate, request, body, services)
         if request.headers.get("if-none-match") == etag:
             return Response(status_code=304, headers={"ETag": etag})
         return Response(announcement, media_type=JSON, headers={"ETag": etag, "Cache-Control": "no-cache"})
 
-    @app.api_route(
-        "/v1/blobs/{sha256}", methods=["GET", "HEAD"], responses=_gives("application/octet-stream", "", 206, 404, 416)
-    )
-    async def blob(request: Request, sha256: str) -> Response:
-        """A file of a bundle, by the hash of its stored form."""
-        return blobs.serve_blob(request, sha256, services.blobs)
+    in_path: dict[str, Any] = {"name": "sha256", "in": "path", "required": True}
+    named = {"parameters": [in_path | {"schema": {"type": "string", "pattern": "^[0-9a-f]{64}$"}}]}
 
-    @app.post("/v1/match", openapi_extra=_takes(FRAME, ""), responses=_gives(FRAME, "", 400, 401, 409, 413, 503))
+    @app.get("/v1/blobs/{sha256}", openapi_extra=named, responses=_gives(BYTES, "", 206, 304, 404, 416))
+    async def blob(request: Request) -> Response:
+        """A file of a bundle, by the hash of its stored form."""
+        return blobs.serve_blob(request, request.path_params["sha256"], services.blobs)
+
+    @app.head("/v1/blobs/{sha256}", openapi_extra=named, responses=_gives(BYTES, "", 304, 404))
+    async def blob_head(request: Request) -> Response:
+        """Whether the blob is there, and how large it is."""
+        return blobs.serve_blob(request, request.path_params["sha256"], services.blobs)
+
+    @app.post("/v1/match", openapi_extra=_takes(FRAME, ""), responses=_gives(FRAME, "", 400, 401, 403, 409, 413, 503))
     async def find(request: Request) -> Response:
         """Samples of others that resemble the query, and the rows of their items. The answer is signed."""
         body = await auth.read_body(request, limits.max_query_bytes)
@@ -85,7 +105,7 @@ def create_app(services: Services) -> FastAPI:
             raise Refusal(503, "The server is busy", "try again later", {"Retry-After": str(limits.retry_after_s)})
         async with matching:
             asker = await to_thread.run_sync(auth.authenticate, request, body, services)
-            data = await to_thread.run_sync(_matched, services, decode_query(body), f"device:{asker.device}")
+            data = await to_thread.run_sync(_matched, services, body, f"device:{asker.device}")
         signature = services.answer_signer.sign(answer_text(asker.nonce, data))
         return Response(data, media_type=FRAME, headers={"CoDA-Signature": signature, "Cache-Control": "no-store"})
 
@@ -93,7 +113,7 @@ def create_app(services: Services) -> FastAPI:
         "/v1/contributions",
         status_code=204,
         openapi_extra=_takes(FRAME, ""),
-        responses=_gives("", "", 400, 401, 413, 503),
+        responses=_gives("", "", 400, 401, 403, 413, 503),
     )
     async def contribute(request: Request) -> Response:
         """Samples that a user hands to the pool. They are durable once this is answered."""
@@ -106,13 +126,15 @@ def create_app(services: Services) -> FastAPI:
         "/v1/reports",
         status_code=204,
         openapi_extra=_takes(JSON, "RoundReport"),
-        responses=_gives("", "", 400, 401, 413),
+        responses=_gives("", "", 400, 401, 403, 413, 503),
     )
     async def report(request: Request) -> Response:
         """What a round did and cost. Sending it again counts once."""
         body = await auth.read_body(request, limits.max_report_bytes)
         asker = await to_thread.run_sync(auth.authenticate, request, body, services)
-        message = from_json(body, RoundReport, "the report")
+        message = _message(body, RoundReport, "the report")
+        if not _ROUND.fullmatch(message.round) or not 0 <= message.bundle <= _MAX_VERSION:
+            raise InputError("a report names its round in 1 to 64 visible ASCII characters, and a bundle version")
         await to_thread.run_sync(services.catalog.report, asker.device, message, services.clock())
         return Response(status_code=204)
 
@@ -131,9 +153,13 @@ def create_app(services: Services) -> FastAPI:
     return app
 
 
-def _matched(services: Services, query: MatchQuery, asker: str) -> bytes:
-    """Raises: Refusal: 400, 409."""
-    manifest, limits = services.manifest, services.limits
+def _matched(services: Services, body: bytes, asker: str) -> bytes:
+    """The answer's frame. Decoding is here too: a small body may unpack to much.
+
+    Raises:
+        Refusal: 400, 409. WireError: the body is no query.
+    """
+    manifest, limits, query = services.manifest, services.limits, decode_query(body)
     if query.encoder != manifest.encoder:
         raise Refusal(409, "The query's encoder is outdated", f"pull bundle {manifest.version} and encode again")
     count, width = query.centroids.shape
@@ -144,20 +170,35 @@ def _matched(services: Services, query: MatchQuery, asker: str) -> bytes:
             f"it may have {limits.max_centroids} centroids of width {manifest.width}; given {count} of {width}",
         )
     norms = np.maximum(np.linalg.norm(query.centroids, axis=1, keepdims=True), 1e-6)
-    query = MatchQuery(query.encoder, query.centroids / norms, min(query.limit, limits.max_candidates), query.held)
-    candidates, shortfall = match(services.pool, services.store, query, services.contributor(asker))
+    wanted = min(query.limit, limits.max_candidates)
+    capped = MatchQuery(query.encoder, query.centroids / norms, wanted, query.held)
+    candidates, shortfall = match(services.pool, services.store, capped, services.contributor(asker))
+    if wanted < query.limit and not shortfall:
+        shortfall = f"this server gives at most {wanted} samples at a time"
     rows = services.encoder.rows(candidates.ids("item"), query.held)
     return encode_answer(MatchAnswer(candidates, {"item": rows} if len(rows.ids) else {}, shortfall))
 
 
 def _take_in(services: Services, body: bytes, asker: str) -> None:
+    """Raises: Refusal: 413. WireError, InputError: not to be used. StoreError: nothing was kept."""
     samples = decode_contribution(body, services.manifest.schema)
     if not len(samples):
         raise InputError("the contribution holds no samples")
+    most = services.limits.max_contribution_samples
+    if len(samples) > most:
+        raise Refusal(413, "The contribution is too large", f"it may hold {most} samples; given {len(samples)}")
     embeddings = services.encoder.encode(samples)
     timestamps = np.full(len(samples), int(services.clock()), np.int64)
     tokens = np.full(len(samples), services.contributor(asker), np.uint64)
     services.pool.append(samples, timestamps, tokens, embeddings)
+
+
+def _message(body: bytes, kind: type[_Message], what: str) -> _Message:
+    """Raises: WireError: also for what msgspec has other errors for: bytes that are not UTF-8, nesting without end."""
+    try:
+        return from_json(body, kind, what)
+    except (UnicodeDecodeError, RecursionError):
+        raise WireError(f"{what}: not UTF-8, or nested too deeply") from None
 
 
 def _json(message: object) -> Response:

@@ -31,9 +31,9 @@ async def read_body(request: Request, limit: int) -> bytes:
         raise too_large
     body = bytearray()
     async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
+        if len(body) + len(chunk) > limit:
             raise too_large
+        body += chunk
     return bytes(body)
 
 
@@ -78,7 +78,9 @@ def _check(request: Request, body: bytes, device: str, public_key: str, now: flo
             raise TrustError(
                 f"the request's time {at} is more than {skew_s} s from the server's, {int(now)}; set the device's clock"
             )
-        verify(public_key, request_text(request.method, request.url.path, at, nonce, body), signature)
+        # as it was written: neither decoded, nor rebuilt from the Host header
+        written = request.scope.get("raw_path", b"").decode("latin-1")
+        verify(public_key, request_text(request.method, written, at, nonce, body), signature)
     except TrustError as error:
         raise Refusal(401, _TITLE, str(error), _CHALLENGE) from None
     return nonce

@@ -13,7 +13,8 @@ from cloud.http.problems import Refusal
 from device_runtime.bundle import BlobStore
 
 _CHUNK = 256 << 10
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+_RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))", re.IGNORECASE)
+"""One range. Others, which a server may ignore, and numbers that no file reaches do not match."""
 
 
 def serve_blob(request: Request, sha256: str, blobs: BlobStore) -> Response:
@@ -27,12 +28,13 @@ def serve_blob(request: Request, sha256: str, blobs: BlobStore) -> Response:
         raise Refusal(404, "No such blob", "blobs are named by 64 hex digits; pull the bundle again for current names")
     size, etag = path.stat().st_size, f'"{sha256}"'
     headers = {"ETag": etag, "Accept-Ranges": "bytes", "Cache-Control": "public, max-age=31536000, immutable"}
-    if request.headers.get("if-none-match") == etag:
+    if _knows(request.headers.get("if-none-match", ""), etag):
         return Response(status_code=304, headers=headers)
     start, end, status = 0, size, 200
-    wanted = _RANGE.fullmatch(request.headers.get("range", ""))
-    if wanted and request.headers.get("if-range", etag) == etag:
-        start, end = _bounds(wanted, size)
+    wanted = _RANGE.fullmatch(request.headers.get("range", "")) if request.method == "GET" else None
+    bounds = _bounds(wanted, size) if wanted and request.headers.get("if-range", etag) == etag else None
+    if bounds:
+        start, end = bounds
         status = 206
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
     headers["Content-Length"] = str(end - start)
@@ -42,12 +44,19 @@ def serve_blob(request: Request, sha256: str, blobs: BlobStore) -> Response:
     return StreamingResponse(_read(path, start, end), status_code=status, headers=headers, media_type=kind)
 
 
-def _bounds(wanted: re.Match[str], size: int) -> tuple[int, int]:
-    first, last = wanted.groups()
-    if first:
-        start, end = int(first), min(int(last) + 1 if last else size, size)
+def _knows(if_none_match: str, etag: str) -> bool:
+    return any(tag.strip().removeprefix("W/") in ("*", etag) for tag in if_none_match.split(","))
+
+
+def _bounds(wanted: re.Match[str], size: int) -> tuple[int, int] | None:
+    """Start and end; None if the range ends before it starts, which is to be ignored. Raises: Refusal: 416."""
+    first, last, suffix = wanted.groups()
+    if suffix:
+        start, end = max(size - int(suffix), 0), size
+    elif last and int(last) < int(first):
+        return None
     else:
-        start, end = max(size - int(last or 0), 0), size
+        start, end = int(first), min(int(last) + 1 if last else size, size)
     if start >= end:
         raise Refusal(
             416, "The range is outside the blob", f"it has {size} bytes", {"Content-Range": f"bytes */{size}"}
@@ -60,5 +69,7 @@ def _read(path: Path, start: int, end: int) -> Iterator[bytes]:
         file.seek(start)
         while start < end:
             chunk = file.read(min(_CHUNK, end - start))
+            if not chunk:  # the stated length cannot be met: cut the connection, the client resumes
+                raise OSError(f"the blob {path.name[:12]}… is shorter than it was")
             start += len(chunk)
             yield chunk

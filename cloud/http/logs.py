@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 log = logging.getLogger("coda.http")
+_DEVICE = re.compile(rb"CoDA ([0-9a-f]{8})[0-9a-f]{24}:")
+"""Of other Authorization headers nothing is logged: they may hold another service's secret."""
 
 
 class JsonLines(logging.Formatter):
@@ -50,8 +53,8 @@ class LogRequests:
             return
         facts: dict[str, object] = {"method": scope["method"], "path": scope["path"], "status": 0}
         for name, value in scope["headers"]:
-            if name == b"authorization":
-                facts["device"] = value[5:13].decode("latin-1")
+            if name == b"authorization" and (device := _DEVICE.match(value)):
+                facts["device"] = device[1].decode()
         bytes_in = bytes_out = 0
         begin = time.perf_counter()
 
@@ -70,6 +73,10 @@ class LogRequests:
 
         try:
             await self.app(scope, counted_receive, counted_send)
+        except Exception:  # answered further out, as a 500 with an incident
+            facts["status"] = facts["status"] or 500
+            raise
         finally:
+            facts["route"] = getattr(scope.get("route"), "path", "")
             facts |= {"ms": round(1e3 * (time.perf_counter() - begin), 1), "bytes_in": bytes_in, "bytes_out": bytes_out}
             log.info("request", extra={"facts": facts})

@@ -6,8 +6,10 @@ import logging
 import secrets
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from device_runtime.errors import CodaError, InputError, StoreError, TrustError, WireError
 from device_runtime.messages import Problem, to_json
@@ -56,6 +58,14 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def by_framework(_: Request, error: HTTPException) -> Response:
         return answer(Problem(title=str(error.detail), status=error.status_code), dict(error.headers or {}))
+
+    @app.exception_handler(RequestValidationError)
+    async def unfit(_: Request, __: RequestValidationError) -> Response:
+        return answer(Problem(title="The request does not fit this call", status=422, detail="see the API page"))
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_: Request, __: ClientDisconnect) -> Response:
+        return answer(Problem(title="The request was cut short", status=400))  # for the log: nobody reads it
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:

@@ -20,7 +20,8 @@ from device_runtime.messages import BundleRef
 class ServerLimits:
     """What one request may ask for.
 
-    max_query_bytes, max_report_bytes, max_contribution_bytes: of a request's body. max_candidates: in one answer.
+    max_query_bytes, max_report_bytes, max_contribution_bytes: of a request's body. max_contribution_samples: in one
+    contribution, whose frame may unpack to far more than its bytes suggest. max_candidates: in one answer.
     max_centroids: in one query. clock_skew_s: seconds that a device's clock may differ. concurrent_matches: more are
     turned away with 503. retry_after_s: seconds that those are told to wait.
     """
@@ -28,6 +29,7 @@ class ServerLimits:
     max_query_bytes: int = 64 << 10
     max_report_bytes: int = 256 << 10
     max_contribution_bytes: int = 8 << 20
+    max_contribution_samples: int = 20_000
     max_candidates: int = 5_000
     max_centroids: int = 64
     clock_skew_s: int = 300

@@ -1,7 +1,11 @@
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
+from sqlalchemy import create_engine, text
 
 from cloud.catalog import Catalog
-from device_runtime.errors import StoreError
+from device_runtime.errors import InputError, StoreError
 from device_runtime.identity import device_id
 from device_runtime.messages import BundleRef, RoundReport
 
@@ -60,3 +64,43 @@ def test_a_database_that_is_gone_says_so_without_its_secrets(tmp_path):
     (tmp_path / "x.db").write_bytes(b"this is not a database" * 100)
     with pytest.raises(StoreError, match="not a database"):
         Catalog(f"sqlite:///{tmp_path / 'x.db'}")
+
+
+def test_a_version_is_released_once(catalog):
+    ref = BundleRef(version=1, manifest="00" * 32, size=1, key="k", signature="s")
+    catalog.release("first", ref, now=1.0)
+    with pytest.raises(InputError, match="version 1 is out already"):
+        catalog.release("second", ref, now=2.0)
+    assert [release.name for release in catalog.releases()] == ["first"]
+
+
+def test_threads_and_processes_share_a_catalog(catalog, tmp_path):
+    other = Catalog(f"sqlite:///{tmp_path / 'catalog.db'}")
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            both = (catalog, other)
+            enrolled = [threads.submit(both[i % 2].enrol, KEY, {}, float(i)) for i in range(40)]
+            assert {job.result() for job in enrolled} == {device_id(KEY)}
+            used = [threads.submit(both[i % 2].use_nonce, "d", f"n{i // 4}", 1.0, 10.0) for i in range(40)]
+            assert sum(job.result() for job in used) == 10, "each nonce was good for one of its four requests"
+    finally:
+        other.close()
+
+
+def test_failures_name_neither_statements_nor_passwords(catalog, tmp_path):
+    database = create_engine(f"sqlite:///{tmp_path / 'catalog.db'}")
+    with database.begin() as db:
+        db.execute(text("DROP TABLE devices"))
+    database.dispose()
+    with pytest.raises(StoreError) as failure:
+        catalog.enrol(KEY, {"secret": "capability"}, now=1.0)
+    assert not any(word in str(failure.value) for word in ("UPDATE", "INSERT", KEY, "capability", "sqlalche.me"))
+    with pytest.raises(StoreError) as failure:
+        Catalog("nosuch://user:password@host/db")
+    assert "password" not in str(failure.value)
+
+
+def test_a_missing_driver_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "psycopg2", None)
+    with pytest.raises(StoreError, match="driver that is not installed: psycopg2"):
+        Catalog("postgresql+psycopg2://user:password@host/db")

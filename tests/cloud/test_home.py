@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from cloud.datasets import Dataset
+from cloud.encoding import Encoder
 from cloud.home import ServerHome, ingest, publish
-from device_runtime.errors import InputError, TrustError
+from device_runtime.cli import main
+from device_runtime.errors import InputError, StoreError, TrustError
 from device_runtime.messages import to_json
 from export.package import read_ref
 
@@ -86,3 +88,78 @@ def test_data_of_another_vocabulary_is_refused(home, bundle, published):
     dataset = Dataset.load(published.data)
     with pytest.raises(InputError, match="ingest the data that the model was trained on"):
         ingest(home, dataclasses.replace(dataset, items=dataset.items[:-1]))
+
+
+def test_a_damaged_salt_is_refused_instead_of_used(tmp_path):
+    with ServerHome(tmp_path / "server") as home:
+        before = home.contributor("user:u1")
+    with ServerHome(tmp_path / "server") as home:
+        assert home.contributor("user:u1") == before
+    (tmp_path / "server" / "salt").write_bytes(b"")
+    with pytest.raises(StoreError, match="salt is damaged: it should have 32 bytes"):
+        ServerHome(tmp_path / "server")
+
+
+def test_secrets_are_readable_by_their_owner_only(tmp_path):
+    with ServerHome(tmp_path / "server") as home:
+        for name in ("salt", "answer.key"):
+            assert (home.path / name).stat().st_mode & 0o777 == 0o600
+        assert not list(home.path.glob(".new-*"))
+
+
+def test_a_home_is_not_made_from_a_mistyped_folder(tmp_path):
+    with pytest.raises(InputError, match="is not a server's home; make one with `coda release keys"):
+        ServerHome(tmp_path / "typo", create=False)
+    assert not (tmp_path / "typo").exists()
+
+
+@pytest.mark.parametrize("key", [b"not hex", b"\xff\xfe", b""])
+def test_a_release_key_that_is_none_is_refused(home, bundle, key):
+    (bundle / "release.pub").write_bytes(key)
+    with pytest.raises(InputError, match="not a whole bundle folder"):
+        publish(home, bundle)
+
+
+def test_publishing_mends_a_damaged_blob(home, bundle):
+    ref = read_ref(bundle)
+    home.blobs.write(ref.manifest, b"half")
+    publish(home, bundle)
+    assert home.release()[0] == ref
+
+
+def test_rows_are_sent_only_for_shards_that_the_device_lacks(home, bundle):
+    manifest = publish(home, bundle)
+    encoder = Encoder(manifest, home.blobs)
+    ids = np.array([1, 5, 9], np.int32)
+    rows = encoder.rows(ids, np.zeros(0, np.int32))
+    assert rows.ids.tolist() == [1, 5, 9] and set(rows.tensors) == set(manifest.tables["item"].tensors)
+    every_shard = np.arange(len(manifest.tables["item"].shards), dtype=np.int32)
+    assert len(encoder.rows(ids, every_shard).ids) == 0
+    for outside in (0, manifest.tables["item"].rows):  # padding is the device's own
+        with pytest.raises(InputError, match=f"id {outside} is not in the vocabulary"):
+            encoder.rows(np.array([outside], np.int32), every_shard)
+
+
+def test_the_pool_is_embedded_as_the_encoder_embeds_in_one_go(home, bundle, published):
+    manifest = publish(home, bundle)
+    ingest(home, Dataset.load(published.data))
+    pool = home.pool(manifest)
+    at = np.arange(0, len(pool), 97)
+    again = Encoder(manifest, home.blobs).encode(pool.gather(at))
+    np.testing.assert_allclose(again, pool.segments[0].embeddings[at], atol=1e-5)
+
+
+def test_the_release_command(published, bundle, tmp_path, capsys):
+    server = tmp_path / "server"
+    assert main(["release", "publish", str(bundle), "--home", str(server)]) == 2
+    assert main(["release", "keys", "--home", str(server)]) == 0
+    with ServerHome(server) as made:
+        assert capsys.readouterr().out == made.answer_signer.public + "\n"
+    assert main(["release", "publish", str(bundle), "--home", str(server)]) == 2
+    assert f"coda release keys --home {server}" in capsys.readouterr().err
+    shutil.copy(published.home / "answer.key", server / "answer.key")
+    assert main(["release", "publish", str(bundle), "--home", str(server)]) == 0
+    assert main(["release", "list", "--home", str(server), "--json", str(tmp_path / "list.json")]) == 0
+    assert "tastes  <- current" in capsys.readouterr().out
+    rows = msgspec.json.decode((tmp_path / "list.json").read_bytes())["rows"]
+    assert [row["ref"]["version"] for row in rows] == [2]
