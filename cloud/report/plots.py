@@ -1,152 +1,196 @@
-"""Plots as inline SVG. Colours are CSS classes, so that one picture serves light and dark pages."""
+"""The report's plots. Each is drawn for a width in px, so that type stays readable on a phone and on a desk."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 
-from cloud.report.model import DeviceResult, Difference
+from markupsafe import Markup
 
-WIDTH = 520
-_LEFT, _RIGHT, _ROW = 128, 18, 22
+from cloud.report.model import SAME, DeviceResult, Difference, FilterFacts, Summary
+from cloud.report.svg import Scale, circle, diamond, line, picture, rect, shorten, text, width_of
 
-
-def _svg(height: float, title: str, text: str, body: Sequence[str]) -> str:
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(title)}">'
-        f"<title>{escape(title)}</title><desc>{escape(text)}</desc>{''.join(body)}</svg>"
-    )
+METHODS = {"cloud": "cloud", "local": "local only", "coda": "CoDA"}
+_TOP = 8
+_MEAN_GAP, _RIGHT = 10, 24
 
 
-def _text(x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{escape(words)}</text>'
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
-
-
-def _rect(x: float, y: float, width: float, height: float, kind: str, inside: str = "") -> str:
-    size = f'width="{max(width, 0):.2f}" height="{height:.1f}"'
-    return f'<rect x="{x:.1f}" y="{y:.1f}" {size} class="{kind}">{inside}</rect>'
-
-
-class _Scale:
-    """From values to x, over a padded range."""
-
-    def __init__(self, values: Sequence[float], at_least: float, zero: bool = False) -> None:
-        low, high = min([*values, 0.0] if zero else values), max([*values, 0.0] if zero else values)
-        slack = max(at_least - (high - low), 0) / 2 + 0.06 * max(high - low, at_least)
-        self.low, self.high = low - slack, high + slack
-        if low >= 0 and high <= 1 and not zero:  # an AUC's axis does not go where no AUC can be
-            self.low, self.high = max(self.low, 0.0), min(self.high, 1.0)
-
-    def __call__(self, value: float) -> float:
-        return _LEFT + (value - self.low) / (self.high - self.low) * (WIDTH - _LEFT - _RIGHT)
-
-    def axis(self, y: float, ticks: int, form: str) -> list[str]:
-        step = (self.high - self.low) / ticks
-        found = []
-        for i in range(ticks + 1):
-            value = self.low + i * step
-            anchor = "start" if i == 0 else "end" if i == ticks else "middle"
-            found.append(_text(self(value), y + 15, format(value, form), "small", anchor))
-            found.append(_line(self(value), 10, self(value), y, "grid"))
-        return found
-
-
-def aucs(devices: Sequence[DeviceResult]) -> str:
-    """One row a device: AUC under the cloud's, the locally tuned and CoDA's weights."""
-    known = [d for d in devices if d.auc.cloud is not None]
+def aucs(devices: Sequence[DeviceResult], summary: Summary, width: int) -> Markup:
+    """One row a device, AUC under the three sets of weights; their means below."""
+    known = [d for d in devices if any(_values(d).values())]
     if not known:
-        return ""
-    values = [v for d in known for v in (d.auc.cloud, d.auc.local, d.auc.coda) if v is not None]
-    scale, bottom = _Scale(values, 0.1), 16 + _ROW * len(known)
-    body = scale.axis(bottom, 4, ".2f")
-    for number, device in enumerate(sorted(known, key=lambda d: d.auc.cloud or 0, reverse=True)):
-        y = 16 + _ROW * number + _ROW / 2
-        present = [v for v in (device.auc.cloud, device.auc.local, device.auc.coda) if v is not None]
-        body.append(_text(_LEFT - 10, y + 4, f"{_short(device.id)} · {device.engine}", "small", "end"))
-        body.append(_line(scale(min(present)), y, scale(max(present)), y, "range"))
-        for kind, value in (("local", device.auc.local), ("cloud", device.auc.cloud), ("coda", device.auc.coda)):
-            if value is not None:
-                radius = 4 if kind == "coda" else 5.5
-                body.append(
-                    f'<circle cx="{scale(value):.1f}" cy="{y:.1f}" r="{radius}" class="dot {kind}">'
-                    f"<title>{kind} {value:.4f}</title></circle>"
-                )
-    return _svg(bottom + 22, "AUC per device", "Each row is a device; dots are its AUC on later events.", body)
+        return Markup()
+    left, row = _labels([d.id for d in known], width), _row(len(known))
+    every = [value for device in known for value in _values(device).values()]
+    scale = Scale(every, left, width - _RIGHT, about=4 if width < 400 else 5)
+    bottom = _TOP + row * len(known) + _MEAN_GAP + 22
+    body = scale.axis(_TOP, bottom)
+    for number, device in enumerate(known):
+        y = _TOP + row * (number + 0.5)
+        body += _row_of(scale, left, y, shorten(device.id, _most(width)), _values(device), device.id)
+    means = {n: v for n in METHODS if (v := getattr(summary.means, n)) is not None}
+    y = bottom - 11
+    body.append(line(left, y - 11 - _MEAN_GAP / 2, width - _RIGHT, y - 11 - _MEAN_GAP / 2, "rule"))
+    body += _row_of(scale, left, y, "mean", means, f"mean of {summary.n}", "small strong")
+    told = "; ".join(f"{METHODS[name]} {value:.4f}" for name, value in means.items())
+    return picture(width, bottom + 24, "AUC on later events, per device", f"Means: {told or 'none'}.", body)
 
 
-def differences(devices: Sequence[DeviceResult], found: Difference) -> str:
-    """CoDA minus cloud for each device, and the mean with its interval."""
-    pairs = [(d.auc.coda - d.auc.cloud, d.id) for d in devices if d.auc.coda is not None and d.auc.cloud is not None]
-    if not pairs or found.mean is None or found.ci95 is None:
-        return ""
-    pairs.sort()
-    scale = _Scale([*(v for v, _ in pairs), *found.ci95], 0.02, zero=True)
-    bottom = 16 + _ROW * (len(pairs) + 1) + 8
-    body = [*scale.axis(bottom, 4, "+.3f"), _line(scale(0), 10, scale(0), bottom, "zero")]
-    for number, (value, name) in enumerate(reversed(pairs)):
-        y = 16 + _ROW * number + _ROW / 2
-        left, right = sorted((scale(0), scale(value)))
-        kind = "better" if value > 0 else "worse"
-        body.append(_text(_LEFT - 10, y + 4, _short(name), "small", "end"))
-        body.append(_rect(left, y - 6, right - left, 12, kind))
-        body.append(f'<circle cx="{scale(value):.1f}" cy="{y:.1f}" r="3" class="dot {kind}"/>')
-    y = 16 + _ROW * len(pairs) + _ROW / 2 + 6
-    body.append(_text(_LEFT - 10, y + 4, "mean, 95 %", "small strong", "end"))
-    body.append(_line(scale(found.ci95[0]), y, scale(found.ci95[1]), y, "interval"))
-    body.append(f'<circle cx="{scale(found.mean):.1f}" cy="{y:.1f}" r="5" class="dot coda"/>')
-    return _svg(bottom + 22, "CoDA minus cloud, per device", f"Mean {found.mean:+.4f}, {found.claim}.", body)
+def gains(devices: Sequence[DeviceResult], found: Difference, width: int) -> Markup:
+    """CoDA minus cloud, the rows as in `aucs`; the mean and its interval below."""
+    known = [d for d in devices if any(_values(d).values())]
+    every = [device.gain for device in known if device.gain is not None]
+    if not every or found.mean is None:
+        return Markup()
+    left, row = _labels([d.id for d in known], width), _row(len(known))
+    interval = found.ci95 or (found.mean, found.mean)
+    scale = Scale([*every, *interval, -0.01, 0.01], left, width - _RIGHT, about=4)
+    bottom = _TOP + row * len(known) + _MEAN_GAP + 22
+    body = [*scale.axis(_TOP, bottom, signed=True), line(scale(0), _TOP, scale(0), bottom, "zero")]
+    for number, device in enumerate(known):
+        y, gain = _TOP + row * (number + 0.5), device.gain
+        body.append(text(left - 12, y + 4, shorten(device.id, _most(width)), "small", "end"))
+        if gain is None:
+            body.append(text(scale(0) + 6, y + 4, "no AUC", "small"))
+            continue
+        kind = "same" if abs(gain) <= SAME else "better" if gain > 0 else "worse"
+        start, end = sorted((scale(0), scale(gain)))
+        body.append(rect(start, y - 3, end - start, 6, kind))
+        body.append(circle(scale(gain), y, 4.5, f"dot {kind}", f"{device.id}: {gain:+.4f}"))
+    y = bottom - 11
+    body.append(line(left, y - 11 - _MEAN_GAP / 2, width - _RIGHT, y - 11 - _MEAN_GAP / 2, "rule"))
+    body.append(text(left - 12, y + 4, "mean", "small strong", "end"))
+    if found.ci95:
+        body.append(line(scale(interval[0]), y, scale(interval[1]), y, "interval"))
+        body += [line(scale(end), y - 5, scale(end), y + 5, "interval") for end in interval]
+    body.append(circle(scale(found.mean), y, 5.5, "dot coda", f"mean {found.mean:+.4f}"))
+    words = f"Mean {found.mean:+.4f} over {found.n}. {found.claim}"
+    return picture(width, bottom + 24, "CoDA minus cloud, per device", words, body)
 
 
-def bars(rows: Mapping[str, Mapping[str, float]], unit: str, title: str, form: str = ".3f") -> str:
-    """Stacked bars: row -> part -> value. Parts are coloured by the order of their first appearance."""
-    parts = list(dict.fromkeys(part for row in rows.values() for part in row))
-    most = max((sum(row.values()) for row in rows.values()), default=0)
+def cpu(rows: Mapping[str, Mapping[str, float]], width: int) -> Markup:
+    """Stacked bars: kind of round -> phase -> seconds. The phases' colours go by their order of appearance."""
+    most = max((sum(row.values()) for row in rows.values()), default=0.0)
     if not most:
-        return ""
-    body, y = [], 8.0
+        return Markup()
+    phases, body, y = phase_order(rows), [], float(_TOP)
+    right = width - 62
     for name, row in rows.items():
-        x = float(_LEFT)
-        body.append(_text(_LEFT - 10, y + 16, name, "small", "end"))
-        for part, value in row.items():
-            width = value / most * (WIDTH - _LEFT - _RIGHT - 70)
-            note = f"<title>{escape(part)} {value:{form}} {unit}</title>"
-            body.append(_rect(x, y, width, 22, f"p{parts.index(part) % 9}", note))
-            x += width
-        body.append(_text(x + 6, y + 16, f"{sum(row.values()):{form}} {unit}", "small"))
-        y += 32
-    x, y = float(_LEFT), y + 8
-    for number, part in enumerate(parts):
-        needed = 26 + 7 * len(part)
-        if x + needed > WIDTH:
-            x, y = float(_LEFT), y + 18
-        body.append(_rect(x, y, 11, 11, f"p{number % 9}"))
-        body.append(_text(x + 16, y + 10, part, "small"))
-        x += needed
-    return _svg(y + 22, title, "; ".join(f"{n}: {sum(r.values()):{form}} {unit}" for n, r in rows.items()), body)
+        body.append(text(0, y + 12, name, "small"))
+        x, total = 0.0, sum(row.values())
+        for phase in phases:
+            length = row.get(phase, 0.0) / most * right
+            note = f"{phase}: {row.get(phase, 0.0):.3f} s"
+            body.append(rect(x, y + 18, length - min(1.0, length / 3), 20, f"p{phases.index(phase) % 9}", note))
+            x += length
+        body.append(text(x + 8, y + 33, f"{total:.3f} s", "strong"))
+        y += 54
+    told = "; ".join(f"{name} {sum(row.values()):.3f} s" for name, row in rows.items())
+    return picture(width, y - 8, "CPU seconds by phase, mean round", told, body)
 
 
-def histogram(edges: Sequence[float], kept: Sequence[int], dropped: Sequence[int]) -> str:
-    """Candidates by the filter's score; kept ones stand on the dropped."""
-    most = max((a + b for a, b in zip(kept, dropped, strict=True)), default=0)
-    if not most:
-        return ""
-    left, base, height = 50.0, 170.0, 150.0
-    step = (WIDTH - left - _RIGHT) / len(kept)
-    body = [_line(left, base, WIDTH - _RIGHT, base, "zero"), _text(left - 8, 26, str(most), "small", "end")]
-    for i, (good, bad) in enumerate(zip(kept, dropped, strict=True)):
-        low, high = bad / most * height, good / most * height
-        x = left + i * step + 1
-        body.append(_rect(x, base - low, step - 2, low, "dropped"))
-        body.append(_rect(x, base - low - high, step - 2, high, "keptbar"))
-    for i in range(0, len(edges), max(1, (len(edges) - 1) // 4)):
-        body.append(_text(left + i * step, base + 16, f"{edges[i]:.2f}", "small", "middle"))
-    body.append(_text((left + WIDTH) / 2, base + 34, "probability of being the user's own", "small", "middle"))
-    return _svg(base + 44, "What the filter kept", f"{sum(kept)} candidates kept, {sum(dropped)} dropped.", body)
+def memory(rows: Mapping[str, Mapping[str, float]], width: int) -> Markup:
+    """One row a phase, one mark a kind of round: engines differ in colour, first rounds are hollow."""
+    phases = phase_order(rows)
+    every = [value for row in rows.values() for value in row.values()]
+    if not every:
+        return Markup()
+    left, row_height = 16 + max(width_of(phase) for phase in phases), 30
+    scale, bottom = Scale([0.0, *every], left, width - _RIGHT), _TOP + row_height * len(phases)
+    body = scale.axis(_TOP, bottom)
+    engines = list(dict.fromkeys(name.split(",")[0] for name in rows))
+    for number, phase in enumerate(phases):
+        y = _TOP + row_height * (number + 0.5)
+        body.append(text(left - 12, y + 4, phase, "small", "end"))
+        for name, row in rows.items():
+            if phase in row:
+                engine, when = name.split(", ")
+                lane = y + (engines.index(engine) - (len(engines) - 1) / 2) * 10
+                kind = f"e{engines.index(engine) % 3} {when}"
+                if when == "later" or f"{engine}, later" not in rows:
+                    body.append(line(scale(0), lane, scale(row[phase]), lane, f"stem e{engines.index(engine) % 3}"))
+                body.append(circle(scale(row[phase]), lane, 4, kind, f"{phase}, {name} round: {row[phase]:.1f} MiB"))
+    told = "; ".join(f"{name} {max(row.values()):.1f} MiB" for name, row in rows.items())
+    return picture(width, bottom + 24, "Peak memory by phase, median round", f"Highest: {told}.", body)
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 11 else name[:10] + "…"
+def scores(facts: FilterFacts, width: int) -> Markup:
+    """Kept candidates upwards, dropped ones downwards, each to a scale of its own: the dropped are far more."""
+    left, middle, height = 0.0, 112.0, 92.0
+    step = (width - left) / len(facts.kept)
+    body = []
+    for counts, kind, up in ((facts.kept, "keptbar", True), (facts.dropped, "dropped", False)):
+        most = max([*counts, 1])
+        for i, count in enumerate(counts):
+            tall = count / most * height if not count else max(count / most * height, 1.5)
+            note = f"{facts.edges[i]:.2f} to {facts.edges[i + 1]:.2f}: {count} {'kept' if up else 'dropped'}"
+            body.append(rect(left + i * step + 1, middle - tall if up else middle, step - 2, tall, kind, note))
+        words = f"{sum(counts):,} {'kept' if up else 'dropped'}, at most {max(counts):,} a bar"
+        body.append(text(width / 2, 12 if up else middle + height + 4, words, "small", "middle"))
+    body.append(line(left, middle, width, middle, "zero"))
+    base = middle + height + 30
+    for i in range(0, len(facts.edges), max(1, (len(facts.edges) - 1) // 4)):
+        anchor = "start" if i == 0 else "end" if i == len(facts.edges) - 1 else "middle"
+        body.append(text(left + i * step, base, f"{facts.edges[i]:.2f}", "small", anchor))
+    body.append(text(width / 2, base + 20, "score: probability of being the user's own", "small", "middle"))
+    words = f"{sum(facts.kept)} candidates kept, {sum(facts.dropped)} dropped."
+    return picture(width, base + 28, "Candidates by the filter's score", words, body)
+
+
+def kept(devices: Sequence[DeviceResult], width: int) -> Markup:
+    """Kept candidates per device, with how many came."""
+    known = [d for d in devices if d.candidates]
+    if not known:
+        return Markup()
+    left, row = _labels([d.id for d in known], width), _row(len(known))
+    room = max(width_of(f"{d.kept} of {d.candidates}") for d in known) + 12
+    most = max(1, *(d.kept for d in known))
+    body = []
+    for number, device in enumerate(known):
+        y = _TOP + row * (number + 0.5)
+        length = device.kept / most * (width - left - room)
+        body.append(text(left - 12, y + 4, shorten(device.id, _most(width)), "small", "end"))
+        body.append(rect(left, y - 4.5, max(length, 1), 9, "keptbar"))
+        body.append(text(left + length + 8, y + 4, f"{device.kept} of {device.candidates}", "small"))
+    told = f"{sum(d.kept for d in known)} of {sum(d.candidates for d in known)} candidates were kept."
+    return picture(width, _TOP + row * len(known) + 4, "Kept candidates per device, last round", told, body)
+
+
+def phase_order(rows: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """All phases, in their order within the rows that have most of them."""
+    fullest = sorted(rows.values(), key=len, reverse=True)
+    return list(dict.fromkeys(phase for row in fullest for phase in row))
+
+
+def _row_of(
+    scale: Scale, left: float, y: float, label: str, values: Mapping[str, float], name: str, kind: str = "small"
+) -> list[str]:
+    body = [text(left - 12, y + 4, label, kind, "end")]
+    if values:
+        body.append(line(scale(min(values.values())), y, scale(max(values.values())), y, "range"))
+    for method, value in values.items():
+        note = f"{name}, {METHODS[method]}: {value:.4f}"
+        if method == "cloud":
+            body.append(circle(scale(value), y, 6, "cloud mark", note))
+        elif method == "local":
+            body.append(diamond(scale(value), y, 5, "local mark", note))
+        else:
+            body.append(circle(scale(value), y, 3, "coda mark", note))
+    return body
+
+
+def _values(device: DeviceResult) -> dict[str, float]:
+    return {name: value for name in METHODS if (value := getattr(device.auc, name)) is not None}
+
+
+def _most(width: int) -> int:
+    """Characters of a device's name that fit beside a plot."""
+    return 10 if width < 400 else 16
+
+
+def _labels(names: Sequence[str], width: int) -> float:
+    return 16 + max(44.0, *(width_of(shorten(name, _most(width))) for name in names))
+
+
+def _row(count: int) -> int:
+    """Height of a row, px: tighter where there are many."""
+    return 24 if count <= 24 else 18
