@@ -2,23 +2,21 @@
 
 One process, one thread, interleaved calls, median after a warm-up; differences under some ten per cent are noise on a
 shared machine. Every engine runs the graph that the exporter would ship, and its parity is checked first.
-
-    .venv/bin/python benchmarks/step.py --json step.json
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
-import device_runtime
+from benchmarks import result
 from device_runtime.engines import open_engine
 from export.graphs import EXAMPLE_ROWS, TRAIN_BATCH, logits_of, recommender_plans
 from export.lowering import to_executorch, to_onnx, trace
@@ -31,17 +29,19 @@ from export.step import SGD, Step, weighted_log_loss
 WARM_UP = 20
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--history", type=int, default=50)
-    parser.add_argument("--calls", type=int, default=300)
-    parser.add_argument("--quick", action="store_true", help="fewer calls")
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+DESCRIPTION = __doc__ or ""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--history", type=int, default=50, metavar="N")
+    parser.add_argument("--calls", type=int, default=300, metavar="N")
+
+
+def run(args: argparse.Namespace) -> int:
     calls = 40 if args.quick else args.calls
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    started = result.now()
 
     categories = torch.randint(1, 20, (EXAMPLE_ROWS, 4))
     model = DIN(Catalogue(EXAMPLE_ROWS, 20, categories), history=args.history)
@@ -56,11 +56,11 @@ def main() -> None:
     def eager() -> None:
         optimizer.zero_grad()
         loss = weighted_log_loss(model(**features), examples["label"], examples["sample_weight"])
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
 
-    runs = {"pytorch eager": eager}
+    runs: dict[str, Callable[[], object]] = {"pytorch eager": eager}
     sizes = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, lower in (("onnx", to_onnx), ("executorch", to_executorch)):
@@ -70,12 +70,12 @@ def main() -> None:
             check(traced.plan, Oracle(model, step), engine, path)
             graph = engine.load(path, traced.plan.spec)
             sizes[name] = path.stat().st_size
-            runs[name] = lambda graph=graph: graph(inputs)
+            runs[name] = partial(graph, inputs)
         taken: dict[str, list[float]] = {name: [] for name in runs}
         for _ in range(WARM_UP + calls):
-            for name, run in runs.items():
+            for name, call in runs.items():
                 begin = time.perf_counter()
-                run()
+                call()
                 taken[name].append(1e3 * (time.perf_counter() - begin))
 
     medians = {name: statistics.median(ms[WARM_UP:]) for name, ms in taken.items()}
@@ -93,20 +93,6 @@ def main() -> None:
         for name, ms in medians.items()
     ]
     print(f"DIN, history {args.history}, batch {TRAIN_BATCH}, one thread, median of {calls} interleaved steps")
-    for row in rows:
-        size = f"{row['graph_bytes']:>8} bytes" if row["graph_bytes"] else ""
-        print(f"  {row['engine']:15}{row['ms_per_step']:8.3f} ms   {row['ratio_to_eager']:5.2f} x eager   {size}")
-    if args.json:
-        machine = {"machine": platform.machine(), "system": platform.platform(), "python": platform.python_version()}
-        result = {
-            "command": "benchmarks/step.py",
-            "version": device_runtime.__version__,
-            "machine": machine,
-            "started": started,
-            "rows": rows,
-        }
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    print(result.table(rows, {"engine": "", "ms_per_step": ".3f", "ratio_to_eager": ".2f", "graph_bytes": "d"}))
+    result.write(args.json, "bench engines", started, rows)
+    return 0
