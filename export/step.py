@@ -5,6 +5,7 @@ Autodiff is traced into the function, so what is exported is an ordinary graph t
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -33,6 +34,9 @@ class Optimizer(ABC):
 
     `slots` names the state that each parameter has, shaped like it; `scalars` the state that there is once, of shape
     []. All of it starts as zeros.
+
+    Embedding tables are updated lazily: a row moves, and its slots with it, only in a step whose gradient reaches it.
+    Otherwise weight decay and momentum would move every row on a device at every step, whatever its samples say.
     """
 
     @property
@@ -48,8 +52,11 @@ class Optimizer(ABC):
         return {}
 
     @abstractmethod
-    def update(self, param: Tensor, grad: Tensor, slots: Tensors, scalars: Tensors, rate: Tensor) -> Moved:
-        """One parameter after a step."""
+    def update(
+        self, param: Tensor, grad: Tensor, slots: Tensors, scalars: Tensors, rate: Tensor, touched: Tensor | None
+    ) -> Moved:
+        """One parameter after a step. touched: of a table, 1 for each row that may move and 0 for the others, in a shape
+        that broadcasts; None where everything moves."""
 
 
 @dataclass(frozen=True)
@@ -64,24 +71,28 @@ class SGD(Optimizer):
         return ("momentum",) if self.momentum else ()
 
     def update(
-        self, param: Tensor, grad: Tensor, slots: Tensors, scalars: Tensors, rate: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        if self.weight_decay:
-            grad = grad + self.weight_decay * param
+        self, param: Tensor, grad: Tensor, slots: Tensors, scalars: Tensors, rate: Tensor, touched: Tensor | None
+    ) -> Moved:
+        grad = _decayed(grad, param, self.weight_decay, touched)
         if not self.momentum:
             return param - rate * grad, {}
-        velocity = self.momentum * slots["momentum"] + grad
-        return param - rate * velocity, {"momentum": velocity}
+        old = slots["momentum"]
+        velocity = _mixed(old, self.momentum * old + grad, touched)
+        return param - _only(rate * velocity, touched), {"momentum": velocity}
 
 
 @dataclass(frozen=True)
 class Adam(Optimizer):
-    """Adam (Kingma & Ba, 2015) with decoupled weight decay (Loshchilov & Hutter, 2019)."""
+    """Adam (Kingma & Ba, 2015). decoupled: weight decay as in AdamW (Loshchilov & Hutter, 2019), not in the gradient.
+
+    Steps are counted once, not per row, as PyTorch's `SparseAdam` does.
+    """
 
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
     weight_decay: float = 0.0
+    decoupled: bool = True
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -95,22 +106,67 @@ class Adam(Optimizer):
         return {"steps": scalars["steps"] + 1}
 
     def update(
-        self, param: Tensor, grad: Tensor, slots: Tensors, scalars: Tensors, rate: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        if self.weight_decay:
-            param = param * (1 - rate * self.weight_decay)
-        mean = self.beta1 * slots["mean"] + (1 - self.beta1) * grad
-        square = self.beta2 * slots["square"] + (1 - self.beta2) * grad * grad
+        self, param: Tensor, grad: Tensor, slots: Tensors, scalars: Tensors, rate: Tensor, touched: Tensor | None
+    ) -> Moved:
+        decay: Tensor | None = None
+        if self.weight_decay and self.decoupled:
+            decay = rate * self.weight_decay * param
+        else:
+            grad = _decayed(grad, param, self.weight_decay, touched)
+        mean = _mixed(slots["mean"], self.beta1 * slots["mean"] + (1 - self.beta1) * grad, touched)
+        square = _mixed(slots["square"], self.beta2 * slots["square"] + (1 - self.beta2) * grad * grad, touched)
         # beta ** steps as exp: a power with a tensor exponent is not in every engine's core operators
         steps = scalars["steps"]
-        correct1 = 1 - torch.exp(steps * _log(self.beta1))
-        correct2 = 1 - torch.exp(steps * _log(self.beta2))
+        correct1 = 1 - torch.exp(steps * math.log(self.beta1))
+        correct2 = 1 - torch.exp(steps * math.log(self.beta2))
         moved = rate * (mean / correct1) / (torch.sqrt(square / correct2) + self.epsilon)
-        return param - moved, {"mean": mean, "square": square}
+        if decay is not None:
+            moved = moved + decay
+        return param - _only(moved, touched), {"mean": mean, "square": square}
 
 
-def _log(x: float) -> float:
-    return float(torch.log(torch.tensor(x, dtype=torch.float64)))
+@dataclass(frozen=True)
+class Adagrad(Optimizer):
+    """Adagrad (Duchi et al., JMLR 2011), PyTorch's conventions: the sum of squares starts at zero."""
+
+    epsilon: float = 1e-10
+    weight_decay: float = 0.0
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        return ("squares",)
+
+    def update(
+        self, param: Tensor, grad: Tensor, slots: Tensors, scalars: Tensors, rate: Tensor, touched: Tensor | None
+    ) -> Moved:
+        # a row without a gradient has none after `_decayed` either: it and its sum stay as they are
+        grad = _decayed(grad, param, self.weight_decay, touched)
+        squares = slots["squares"] + grad * grad
+        return param - rate * grad / (torch.sqrt(squares) + self.epsilon), {"squares": squares}
+
+
+def rows_touched(grad: Tensor) -> Tensor:
+    """1 for each row of a table's gradient [R, ...] that holds a number other than zero, else 0; [R, 1, ...].
+
+    Samples of weight 0 give no gradient, so padding touches nothing.
+    """
+    size = grad.abs()  # the largest magnitude, not a sum of squares, which underflows
+    if grad.dim() > 1:
+        size = size.amax(tuple(range(1, grad.dim())), keepdim=True)
+    return (size > 0).to(grad.dtype)
+
+
+def _decayed(grad: Tensor, param: Tensor, weight_decay: float, touched: Tensor | None) -> Tensor:
+    return grad + _only(weight_decay * param, touched) if weight_decay else grad
+
+
+def _mixed(old: Tensor, new: Tensor, touched: Tensor | None) -> Tensor:
+    """The new value where touched; exactly the old one elsewhere. As a product: selects are slow."""
+    return new if touched is None else old + touched * (new - old)
+
+
+def _only(moved: Tensor, touched: Tensor | None) -> Tensor:
+    return moved if touched is None else touched * moved
 
 
 @dataclass(frozen=True)
@@ -118,13 +174,14 @@ class Step:
     """One training step of `logits(params, features)`.
 
     trained: names of the parameters that move; the others are inputs only. clip: global norm of the gradients, at
-    most (0 = no clipping).
+    most (0 = no clipping). tables: those parameters that are embedding tables, whose rows are updated lazily.
     """
 
     logits: Callable[[Tensors, Tensors], Tensor]
     trained: tuple[str, ...]
     optimizer: Optimizer
     clip: float = 0.0
+    tables: frozenset[str] = frozenset()
 
     def state_names(self) -> tuple[str, ...]:
         """Names of the optimizer's state tensors, in the order of the graph's inputs."""
@@ -159,6 +216,7 @@ class Step:
         new_state = dict(scalars)
         for name in self.trained:
             slots = {slot: state[f"{slot}:{name}"] for slot in self.optimizer.slots}
-            new_params[name], moved = self.optimizer.update(params[name], grads[name], slots, scalars, rate)
+            touched = rows_touched(grads[name]) if name in self.tables else None
+            new_params[name], moved = self.optimizer.update(params[name], grads[name], slots, scalars, rate, touched)
             new_state |= {f"{slot}:{name}": value for slot, value in moved.items()}
         return new_params, new_state, loss

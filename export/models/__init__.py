@@ -10,9 +10,24 @@ import importlib
 
 from device_runtime.errors import InputError
 from export.models.base import Catalogue, Recommender
+from export.models.deepfm import DeepFM
 from export.models.din import DIN
+from export.models.gru import GRU
+from export.models.lr import LR
+from export.models.pnn import PNN
+from export.models.sasrec import SASRec
+from export.models.wide_deep import WideDeep
 
-MODELS: dict[str, type[Recommender]] = {"DIN": DIN}
+MODELS: dict[str, type[Recommender]] = {
+    "LR": LR,
+    "WideDeep": WideDeep,
+    "DeepFM": DeepFM,
+    "PNN": PNN,
+    "DIN": DIN,
+    "SASRec": SASRec,
+    "GRU": GRU,
+}
+ALIASES = {"Wide&Deep": "WideDeep"}
 
 
 def create(name: str, catalogue: Catalogue, history: int) -> Recommender:
@@ -21,7 +36,7 @@ def create(name: str, catalogue: Catalogue, history: int) -> Recommender:
     Raises:
         InputError: there is no such model, or it is not a `Recommender`.
     """
-    kind: object = MODELS.get(name)
+    kind: object = MODELS.get(ALIASES.get(name, name))
     if kind is None:
         module, _, attribute = name.partition(":")
         if not attribute:

@@ -35,12 +35,14 @@ class Recommender(nn.Module):
     schema: the inputs. sliced: parameter or buffer name -> vocabulary. width: of the embedding that `encode` gives.
     filter_from: the first of its columns that describe the impression rather than the person behind it. Only these
     go to the sample classifier: with the others it tells people apart at a glance, and learns nothing of taste.
+    head: the last layer, as prefixes of parameter names; what moves where only the head is to train.
     """
 
     schema: Schema
     sliced: ClassVar[Mapping[str, str]]
     width: int
     filter_from: int
+    head: ClassVar[tuple[str, ...]] = ("out",)
 
     def forward(self, **features: Tensor) -> Tensor:
         """Features as in the schema (ids int64 [B], histories int64 [B, bound], 0 = padding) -> logits [B]."""

@@ -1,0 +1,64 @@
+"""The base of models over (item, history of liked items), which is what a device makes of its events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from device_runtime.samples import Feature, Schema
+from export.models.base import Catalogue, Recommender, gather, unit
+
+
+class HistoryModel(Recommender):
+    """An item is its embedding beside the mean of its categories' embeddings: [2 * embedding].
+
+    No user id: the pool is anonymous, and a device must be able to start from nothing. A person is the history.
+    """
+
+    sliced: ClassVar[Mapping[str, str]] = {"item.weight": "item", "item_categories": "item"}
+
+    def __init__(self, catalogue: Catalogue, history: int, embedding: int) -> None:
+        super().__init__()
+        self.schema = Schema((Feature("item", "id", "item"), Feature("history", "ids", "item", history)))
+        self.item = table(catalogue.items, embedding)
+        self.category = table(catalogue.categories, embedding)
+        self.item_categories: Tensor
+        self.register_buffer("item_categories", catalogue.item_categories)
+        self.width, self.filter_from = 4 * embedding, 2 * embedding
+
+    def rows(self) -> Tensor:
+        """[rows, 2 * embedding]: every item at hand, once, instead of once per place in a history."""
+        categories = self.item_categories
+        present = (categories != 0).to(self.item.weight.dtype)
+        share = present / present.sum(-1, keepdim=True).clamp(min=1)
+        pooled = (gather(self.category.weight, categories) * share.unsqueeze(-1)).sum(1)
+        return torch.cat([self.item.weight, pooled], -1)
+
+    def look_up(self, rows: Tensor, item: Tensor, history: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of rows [R, d]: the items' [B, d], the histories' [B, H, d], and which places of these are filled [B, H]."""
+        ids = torch.cat([item.unsqueeze(1), history], 1)
+        # split, not slices: its backward is one concatenation, theirs are zero tables that get added up
+        target, past = torch.split_with_sizes(gather(rows, ids), [1, history.shape[1]], 1)
+        return target.squeeze(1), past, (history != 0).to(past.dtype)
+
+    def encode(self, item: Tensor, history: Tensor) -> Tensor:  # type: ignore[override]
+        """The mean of the history, and the item, each of the same length: both have a say in what is near."""
+        target, past, present = self.look_up(self.rows(), item, history)
+        return unit(torch.cat([unit(mean(past, present)), unit(target)], -1))
+
+
+def table(rows: int, width: int, std: float = 0.05) -> nn.Embedding:
+    """An embedding table whose row 0, padding, is zero."""
+    made = nn.Embedding(rows, width)
+    nn.init.normal_(made.weight, std=std)
+    with torch.no_grad():
+        made.weight[0] = 0
+    return made
+
+
+def mean(past: Tensor, present: Tensor) -> Tensor:
+    """[B, H, d] -> [B, d]: the mean of the places that are filled; zero of an empty history."""
+    return (past * present.unsqueeze(-1)).sum(1) / present.sum(-1, keepdim=True).clamp(min=1)
