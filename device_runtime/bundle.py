@@ -96,13 +96,28 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rate: float = 0.05
 
 
+class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the bundle's `step` graph trains the recommender: fixed at export, and stated for whoever runs it.
+
+    momentum: of sgd, 0 for none. weight_decay: adamw decouples it, the others add it to the gradient. clip: global norm
+    of the gradient, at most (5: MPDA, KDD 2022); 0 for no clipping. train: what moves: `all`, `embeddings`, `head`,
+    `lowrank:R` (patches of rank R beside dense layers) or `patch` (a scale and a shift for each dense layer).
+    """
+
+    optimizer: Literal["sgd", "adam", "adamw", "adagrad"] = "sgd"
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    clip: float = 5.0
+    train: str = "all"
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything a device needs to know about a model.
 
     encoder: digest of the encode graph's meaning; queries and pools carry it. width: of an embedding; its columns from
     filter_from on describe the impression itself, and they are what the filter sees. answer_key: the public key under
     which the server signs per-user answers. positive_at: the least rating that is labelled 1, for events that carry
-    ratings. weights: safetensors of the recommender's unsliced parameters by name, and `padding:NAME`, row 0 of each
+    ratings. weights: safetensors of the recommender's unsliced tensors by name, and `padding:NAME`, row 0 of each
     sliced tensor. classifier: the filter's initial weights. metrics: of the cloud model on its validation period, for
     information.
     """
@@ -122,6 +137,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     tables: dict[str, TableEntry]
     settings: RoundSettings
     answer_key: str
+    training: Training = Training()
     positive_at: float | None = None
     metrics: dict[str, float] = {}
 

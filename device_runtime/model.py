@@ -25,8 +25,8 @@ VOCABULARY = "item"
 class Weights:
     """Recommender weights: the bundle's own, or a personal version.
 
-    dense: unsliced parameters by name, float32. rows: rows of sliced parameters that differ from the bundle's; its
-    tensors are float32. version: "base", or the name of the personal version.
+    dense: unsliced tensors by name, float32; of a personal version, those that its device trained. rows: rows of sliced
+    parameters that differ from the bundle's; its tensors are float32. version: "base", or the name of the personal version.
     """
 
     dense: Mapping[str, Array]
@@ -159,7 +159,7 @@ class Model:
 
     def values(self, graph: str, weights: Weights, table: LocalTable) -> dict[str, Array]:
         """The params and attributes that a graph takes."""
-        held = {**weights.dense, **table.tensors}
+        held = {**self.base.dense, **weights.dense, **table.tensors}
         return {t.name: held[t.name] for t in self.spec(graph).of("param", "attribute")}
 
     def encode(self, samples: SampleBatch, table: LocalTable) -> Float32:

@@ -62,9 +62,10 @@ def tune(
 
 
 def _personal(model: Model, trained: dict[str, Array], before: dict[str, Array], table: LocalTable) -> Weights:
-    """Only rows that moved are kept: the others stay the bundle's, and follow its next version."""
+    """Only tensors that train, and rows that moved, are kept: the rest stays the bundle's, and follows its next
+    version."""
     params = [t for t in model.spec("step").of("param") if t.name in model.spec("step").carry.values()]
-    dense = dict(model.base.dense) | {t.name: trained[t.name] for t in params if not t.table}
+    dense = {t.name: trained[t.name] for t in params if not t.table}
     sliced = [t.name for t in params if t.table == VOCABULARY]
     if not sliced:
         return Weights(dense, None, "")

@@ -23,6 +23,7 @@ from device_runtime.bundle import (
     Manifest,
     RoundSettings,
     TableEntry,
+    Training,
     pack_file,
     write_atomically,
 )
@@ -36,15 +37,13 @@ from export.lowering import to_executorch, to_onnx, trace
 from export.models.base import Recommender
 from export.models.classifier import SampleClassifier
 from export.parity import Oracle, check
-from export.step import SGD, Adam, Step
+from export.step import Adam, Step
+from export.training import EPSILON, prepare
 
 SHARD_ITEMS = 1024
 """Items in a shard, about: the anonymity set of a device that asks for one."""
-CLIP = 5.0
-"""Global norm of the fine-tuning gradient, at most (MPDA, KDD 2022)."""
-
-ADAM_EPSILON = 1e-5
-"""Larger than the customary 1e-8: a gradient that is only rounding noise must not become a full step."""
+CLIP = Training().clip
+"""Global norm at which fine-tuning clips unless the bundle's declaration says otherwise."""
 
 Progress = Callable[[str], None]
 
@@ -60,6 +59,7 @@ class Source:
     positive_at: float | None
     metrics: Mapping[str, float]
     settings: RoundSettings
+    training: Training = Training()
 
 
 def build(
@@ -92,14 +92,15 @@ def build(
         blobs[ref.sha256] = stored
         return ref
 
-    model = source.model.eval()
+    model, step = prepare(source.model.eval(), source.training)
     torch.manual_seed(version)
     classifier = SampleClassifier(model.width - model.filter_from)
-    graphs = _lower(model, classifier, engines, keep, progress)
+    graphs = _lower(model, step, classifier, engines, keep, progress)
     progress("packing weights")
     sliced = model.sliced
-    dense = {n: p.detach().numpy() for n, p in model.named_parameters() if n not in sliced}
-    rows = {n: _narrow(t.detach().numpy()) for n, t in _sliced_tensors(model).items()}
+    held = dict(model.named_parameters()) | dict(model.named_buffers())
+    dense = {n: t.detach().numpy() for n, t in held.items() if n not in sliced}
+    rows = {n: _narrow(held[n].detach().numpy()) for n in sliced}
     weights = keep(_tensors(dense | {f"padding:{n}": t[:1] for n, t in rows.items()}))
     encode = graphs["encode"]
     used = [t.name for t in encode.spec.of("param", "attribute")]
@@ -119,6 +120,7 @@ def build(
         tables={"item": TableEntry(len(source.keys), tuple(rows), _shards(source.keys, rows, keep))},
         settings=source.settings,
         answer_key=answer_key,
+        training=source.training,
         positive_at=source.positive_at,
         metrics=dict(source.metrics),
     )
@@ -141,15 +143,13 @@ def build(
 
 def _lower(
     model: Recommender,
+    tune: Step,
     classifier: SampleClassifier,
     engines: Sequence[Engine],
     keep: Callable[[bytes], FileRef],
     progress: Progress,
 ) -> dict[str, GraphEntry]:
-    tune = Step(logits_of(model), tuple(n for n, _ in model.named_parameters()), SGD(), CLIP)
-    separate = Step(
-        logits_of(classifier), tuple(n for n, _ in classifier.named_parameters()), Adam(epsilon=ADAM_EPSILON)
-    )
+    separate = Step(logits_of(classifier), tuple(n for n, _ in classifier.named_parameters()), Adam(epsilon=EPSILON))
     plans: list[tuple[GraphPlan, nn.Module, Step]] = [(p, model, tune) for p in recommender_plans(model, tune)]
     plans += [(p, classifier, separate) for p in classifier_plans(classifier, separate)]
     lower = {"onnx": to_onnx, "executorch": to_executorch}
@@ -167,11 +167,6 @@ def _lower(
                 files[engine.format] = GraphFile(keep(data), check(traced.plan, oracle, engine, path))
             entries[plan.name] = GraphEntry(traced.plan.spec, files)
     return entries
-
-
-def _sliced_tensors(model: Recommender) -> dict[str, torch.Tensor]:
-    held = dict(model.named_parameters()) | dict(model.named_buffers())
-    return {name: held[name] for name in model.sliced}
 
 
 def _narrow(rows: Array) -> Array:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from device_runtime.engines import Array, Engine
 from device_runtime.errors import EngineError
 from export.graphs import GraphPlan
 from export.models.base import Recommender
-from export.step import SGD, Adam, Optimizer, Step
+from export.step import SGD, Adagrad, Adam, Optimizer, Step
 
 STEPS = 4
 TOLERANCE = 1e-3
@@ -100,8 +101,23 @@ class _Reference:
         moving = [p for n, p in self.module.named_parameters() if n in self.step.trained]
         if self.step.clip:
             torch.nn.utils.clip_grad_norm_(moving, self.step.clip)
+        tables = [p for n, p in self.module.named_parameters() if n in self.step.tables and n in self.step.trained]
+        before = [[t.detach().clone() for t in self._with_slots(p)] for p in tables]
         self.optimizer.step()
+        for param, old in zip(tables, before, strict=True):
+            # PyTorch moves every row; those that no gradient reached are put back
+            assert param.grad is not None
+            still = (param.grad == 0).reshape(len(param), -1).all(1)
+            with torch.no_grad():
+                for now, then in zip_longest(self._with_slots(param), old):
+                    now[still] = 0 if then is None else then[still]
         return {"loss": loss.detach().numpy()} | self._state()
+
+    def _with_slots(self, param: nn.Parameter) -> list[Tensor]:
+        """The parameter and what the optimizer keeps of it that has its shape; before the first step, nothing."""
+        assert self.optimizer is not None
+        kept = self.optimizer.state.get(param, {})
+        return [param, *(v for v in kept.values() if isinstance(v, Tensor) and v.shape == param.shape)]
 
     def _forward(self, tensors: Mapping[str, Tensor], encode: bool = False) -> Tensor:
         if isinstance(self.module, Recommender):
@@ -113,7 +129,7 @@ class _Reference:
     def _state(self) -> dict[str, np.ndarray[Any, Any]]:
         assert self.step is not None and self.optimizer is not None
         found: dict[str, np.ndarray[Any, Any]] = {}
-        slots = {"mean": "exp_avg", "square": "exp_avg_sq", "momentum": "momentum_buffer"}
+        slots = {"mean": "exp_avg", "square": "exp_avg_sq", "momentum": "momentum_buffer", "squares": "sum"}
         for name, param in self.module.named_parameters():
             if name not in self.step.trained:
                 continue
@@ -130,7 +146,10 @@ def _torch_optimizer(ours: Optimizer, moving: list[nn.Parameter]) -> torch.optim
         return torch.optim.SGD(moving, lr=0.0, momentum=ours.momentum, weight_decay=ours.weight_decay)
     if isinstance(ours, Adam):
         betas = (ours.beta1, ours.beta2)
-        return torch.optim.AdamW(moving, lr=0.0, betas=betas, eps=ours.epsilon, weight_decay=ours.weight_decay)
+        kind = torch.optim.AdamW if ours.decoupled else torch.optim.Adam
+        return kind(moving, lr=0.0, betas=betas, eps=ours.epsilon, weight_decay=ours.weight_decay)
+    if isinstance(ours, Adagrad):
+        return torch.optim.Adagrad(moving, lr=0.0, eps=ours.epsilon, weight_decay=ours.weight_decay)
     raise EngineError(f"no PyTorch counterpart is known for the optimizer {type(ours).__name__}")
 
 

@@ -24,8 +24,10 @@ def weighted_log_loss(logit: Tensor, label: Tensor, weight: Tensor) -> Tensor:
 
     Labels may be soft. A weight of 0 is padding; if all are 0 the loss is 0, not NaN.
     """
-    positive = (logit > 0).to(logit.dtype)  # a product, because clamp's backward lowers to selects
-    each = logit * (positive - label) + torch.log1p(torch.exp(-logit.abs()))
+    # max(x, 0) as (x + |x|) / 2: clamp's backward lowers to selects, and x * (x > 0) has the wrong slope at 0, which is
+    # where a model that starts from zeros is
+    size = logit.abs()
+    each = logit * (0.5 - label) + 0.5 * size + torch.log1p(torch.exp(-size))
     return (each * weight).sum() / weight.sum().clamp(min=1e-6)
 
 
@@ -55,8 +57,11 @@ class Optimizer(ABC):
     def update(
         self, param: Tensor, grad: Tensor, slots: Tensors, scalars: Tensors, rate: Tensor, touched: Tensor | None
     ) -> Moved:
-        """One parameter after a step. touched: of a table, 1 for each row that may move and 0 for the others, in a shape
-        that broadcasts; None where everything moves."""
+        """One parameter after a step.
+
+        touched: of a table, 1 for each row that may move and 0 for the others, in a shape that broadcasts; None where
+        everything moves.
+        """
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """A gated recurrent model of the history, in the form that needs no loop.
 
 GRU4Rec (Hidasi et al., ICLR 2016) runs a GRU over a session. Unrolled over 50 items, a GRU's training step is some
-thousand tiny operators, one after another. The minimal GRU (Feng et al., "Were RNNs All We Needed?", 2024) lets the gate
-see the input only, not the state before it. Then the state is a weighted sum in closed form, and all places are
+thousand tiny operators, one after another. The minimal GRU (Feng et al., "Were RNNs All We Needed?", 2024) lets the
+gate see the input only, not the state before it. Then the state is a weighted sum in closed form, and all places are
 computed at once: a step costs what an attention costs, and its graph does not grow with the history.
 """
 

@@ -37,5 +37,6 @@ class Norm(nn.Module):
 
 
 def softplus(x: Tensor) -> Tensor:
-    """log(1 + exp(x)), in a form that neither overflows nor selects."""
-    return relu(x) + torch.log1p(torch.exp(-x.abs()))
+    """log(1 + exp(x)), in a form that neither overflows nor selects, and has the right slope at 0."""
+    size = x.abs()
+    return 0.5 * (x + size) + torch.log1p(torch.exp(-size))
