@@ -53,8 +53,11 @@ class Parity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class GraphFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """steps: training steps that one call takes, at most; 0 where the file takes a batch as the entry's spec has it."""
+
     file: FileRef
     parity: Parity
+    steps: int = 0
 
 
 class GraphEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -62,6 +65,11 @@ class GraphEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     spec: GraphSpec
     files: dict[str, GraphFile]
+
+    def spec_of(self, engine_format: str) -> GraphSpec:
+        """What the file for an engine takes and gives."""
+        steps = self.files[engine_format].steps
+        return self.spec.stacked(steps) if steps else self.spec
 
 
 class TableEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

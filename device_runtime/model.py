@@ -26,7 +26,8 @@ class Weights:
     """Recommender weights: the bundle's own, or a personal version.
 
     dense: unsliced tensors by name, float32; of a personal version, those that its device trained. rows: rows of sliced
-    parameters that differ from the bundle's; its tensors are float32. version: "base", or the name of the personal version.
+    parameters that differ from the bundle's; its tensors are float32. version: "base", or the name of the personal
+    version.
     """
 
     dense: Mapping[str, Array]
@@ -84,7 +85,7 @@ class Model:
             if self.engine.format not in entry.files:
                 raise EngineError(f"the bundle has no {self.engine.format} file for the graph {name!r}")
             path = self._unpacked(name, entry.files[self.engine.format].file.sha256)
-            self._graphs[name] = self.engine.load(path, entry.spec)
+            self._graphs[name] = self.engine.load(path, entry.spec_of(self.engine.format))
         return self._graphs[name]
 
     def _unpacked(self, name: str, sha256: str) -> Path:

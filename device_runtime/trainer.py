@@ -6,7 +6,6 @@ the graph's `param`, `attribute` and `state` tensors by name. They are never wri
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -41,10 +40,19 @@ def initial_state(spec: GraphSpec, values: Arrays) -> dict[str, Array]:
 
 
 def advance(graph: Graph, values: Arrays, batch: Arrays, hyper: Mapping[str, float]) -> tuple[dict[str, Array], float]:
-    """One step: (values with those updated that the graph carries, loss).
+    """One step: (values with those updated that the graph carries, loss). See `advance_all`."""
+    moved, losses = advance_all(graph, values, {name: column[None] for name, column in batch.items()}, hyper)
+    return moved, float(losses[0])
 
-    values: may hold more than the graph takes; what it does not take is passed on. batch: features, labels and
-    sample weights. hyper: scalars by name.
+
+def advance_all(
+    graph: Graph, values: Arrays, stack: Arrays, hyper: Mapping[str, float]
+) -> tuple[dict[str, Array], Float32]:
+    """Steps over a stack of batches, in one call where the graph takes several: (values with those updated that the
+    graph carries, losses float32 [steps]).
+
+    values: may hold more than the graph takes; what it does not take is passed on. stack: features, labels and sample
+    weights, each [steps, B, ...]. hyper: scalars by name.
 
     Raises:
         GraphInputError: a tensor does not fit.
@@ -52,9 +60,15 @@ def advance(graph: Graph, values: Arrays, batch: Arrays, hyper: Mapping[str, flo
     """
     spec = graph.spec
     settings = {t.name: np.array(hyper[t.name], t.dtype) for t in spec.of("hyper") if t.name in hyper}
-    results = graph(_taken(spec, values) | settings | dict(batch))
-    moved = {taken: results[given] for given, taken in spec.carry.items()}
-    return {**values, **moved}, float(results["loss"])
+    count = max((len(column) for column in stack.values()), default=0)
+    at_once = spec.steps or 1
+    current, losses = dict(values), []
+    for start in range(0, count, at_once):
+        part = {n: c[start : start + at_once] if spec.steps else c[start] for n, c in stack.items()}
+        results = graph(_taken(spec, current) | settings | part)
+        current |= {taken: results[given] for given, taken in spec.carry.items()}
+        losses.append(results["loss"].reshape(-1).astype(np.float32))
+    return current, np.concatenate(losses)
 
 
 def batches(count: int, size: int, rng: np.random.Generator | None = None) -> Iterator[tuple[Int64, int]]:
@@ -103,17 +117,21 @@ def train(
     losses = []
     for epoch in range(epochs):
         total, mass = 0.0, 0.0
-        for order, count in batches(len(used), spec.batch, rng):
-            at = used[order]
-            batch = {name: column[at] for name, column in features.items()}
-            batch[label.name] = labels[at].astype(label.dtype)
-            batch[weight.name] = weights[at].astype(weight.dtype)
-            batch[weight.name][count:] = 0
-            current, loss = advance(graph, current, batch, hyper)
-            if not math.isfinite(loss):
-                raise _diverged(epoch, f"the loss became {loss}", rate)
-            share = float(batch[weight.name].sum())
-            total, mass = total + loss * share, mass + share
+        order = list(batches(len(used), spec.batch, rng))
+        at_once = spec.steps or 1
+        for start in range(0, len(order), at_once):
+            part = order[start : start + at_once]
+            at = used[np.stack([positions for positions, _ in part])]
+            stack = {name: column[at] for name, column in features.items()}
+            stack[label.name] = labels[at].astype(label.dtype)
+            stack[weight.name] = weights[at].astype(weight.dtype)
+            for row, (_, count) in zip(stack[weight.name], part, strict=True):
+                row[count:] = 0
+            current, found = advance_all(graph, current, stack, hyper)
+            if not np.isfinite(found).all():
+                raise _diverged(epoch, f"the loss became {found[~np.isfinite(found)][0]}", rate)
+            share = stack[weight.name].sum(1, dtype=np.float64)
+            total, mass = total + float(found @ share), mass + float(share.sum())
         if wrong := not_finite(current, spec):
             raise _diverged(epoch, f"{wrong!r} is not finite", rate)
         losses.append(total / mass)

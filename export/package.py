@@ -6,7 +6,7 @@ import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -37,11 +37,14 @@ from export.lowering import to_executorch, to_onnx, trace
 from export.models.base import Recommender
 from export.models.classifier import SampleClassifier
 from export.parity import Oracle, check
+from export.scan import scan_steps
 from export.step import Adam, Step
 from export.training import EPSILON, prepare
 
 SHARD_ITEMS = 1024
 """Items in a shard, about: the anonymity set of a device that asks for one."""
+STEPS_IN_A_CALL = 64
+"""Training steps that a call takes at most, where the engine has a loop of its own (ADR 0005)."""
 CLIP = Training().clip
 """Global norm at which fine-tuning clips unless the bundle's declaration says otherwise."""
 
@@ -59,7 +62,7 @@ class Source:
     positive_at: float | None
     metrics: Mapping[str, float]
     settings: RoundSettings
-    training: Training = Training()
+    training: Training = field(default_factory=Training)
 
 
 def build(
@@ -162,9 +165,12 @@ def _lower(
             for engine in engines:
                 progress(f"lowering {plan.name} for {engine.name}")
                 data = lower[engine.format](traced)
+                steps = STEPS_IN_A_CALL if plan.spec.carry and engine.format == "onnx" else 0
+                if steps:
+                    data = scan_steps(data, traced.plan.spec)
                 path = Path(folder) / f"{plan.name}.{engine.format}"
                 path.write_bytes(data)
-                files[engine.format] = GraphFile(keep(data), check(traced.plan, oracle, engine, path))
+                files[engine.format] = GraphFile(keep(data), check(traced.plan, oracle, engine, path, steps), steps)
             entries[plan.name] = GraphEntry(traced.plan.spec, files)
     return entries
 

@@ -6,7 +6,7 @@ The oracle shares no code with the step that was exported: PyTorch's own autogra
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from device_runtime.bundle import Parity
 from device_runtime.engines import Array, Engine
+from device_runtime.engines.spec import BATCH_ROLES, GraphSpec
 from device_runtime.errors import EngineError
 from export.graphs import GraphPlan
 from export.models.base import Recommender
@@ -37,27 +38,35 @@ class Oracle:
     step: Step | None
 
 
-def check(plan: GraphPlan, oracle: Oracle, engine: Engine, path: Path, seed: int = 0) -> Parity:
+def check(plan: GraphPlan, oracle: Oracle, engine: Engine, path: Path, most_steps: int = 0, seed: int = 0) -> Parity:
     """Compare every output with the oracle on fresh random inputs; step graphs over several steps in a row.
+
+    most_steps: of a file that takes several steps in a call, how many at most. Then the first call takes one step, and
+    the second the others.
 
     Raises:
         EngineError: an output differs by more than `TOLERANCE`; names the graph, engine, tensor and difference.
     """
-    graph = engine.load(path, plan.spec)
-    values = {t.name: plan.examples[t.name].numpy() for t in plan.spec.of("param", "attribute", "state")}
+    spec = plan.spec.stacked(most_steps) if most_steps else plan.spec
+    graph = engine.load(path, spec)
+    values = {t.name: plan.examples[t.name].numpy() for t in spec.of("param", "attribute", "state")}
     reference = _Reference(plan, oracle)
     worst, where = 0.0, ""
-    steps = STEPS if plan.spec.carry else 1
-    for number in range(steps):
-        batch = _fresh(plan, np.random.default_rng([seed, number]))
-        outputs = graph({**values, **batch})
-        expected = reference.call(batch)
+    steps = STEPS if spec.carry else 1
+    fresh = [_fresh(plan, np.random.default_rng([seed, number])) for number in range(steps)]
+    for batches in (fresh[:1], fresh[1:]) if most_steps else [[batch] for batch in fresh]:
+        expected = [reference.call(batch) for batch in batches]
+        outputs = graph({**values, **(_stack(batches, spec) if most_steps else batches[0])})
         for name, array in outputs.items():
-            before = values.get(plan.spec.carry.get(name, ""))
-            difference = _difference(np.asarray(array, np.float64), expected[name], before)
+            if most_steps and name not in spec.carry:
+                wanted = np.stack([one[name] for one in expected])
+            else:
+                wanted = expected[-1][name]
+            before = values.get(spec.carry.get(name, ""))
+            difference = _difference(np.asarray(array, np.float64), wanted, before)
             if not difference <= worst:
                 worst, where = difference, name
-        values |= {into: outputs[out] for out, into in plan.spec.carry.items()}
+        values |= {into: outputs[out] for out, into in spec.carry.items()}
     if not worst <= TOLERANCE:
         raise EngineError(
             f"graph {plan.name!r} on {engine.name} differs from autograd by {worst:.2e} in {where!r}; "
@@ -177,6 +186,12 @@ def _fresh(plan: GraphPlan, rng: np.random.Generator) -> dict[str, Array]:
                 ids[np.arange(example.shape[1]) >= rng.integers(0, example.shape[1] + 1, (len(ids), 1))] = 0
             batch[spec.name] = ids.astype(np.int64)
     return batch
+
+
+def _stack(batches: Sequence[Mapping[str, Array]], spec: GraphSpec) -> dict[str, Array]:
+    """Batches along a first dimension; what is the same for all steps as it is."""
+    scanned = {t.name for t in spec.of(*BATCH_ROLES)}
+    return {n: np.stack([b[n] for b in batches]) if n in scanned else a for n, a in batches[0].items()}
 
 
 def _difference(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any], before: Array | None) -> float:

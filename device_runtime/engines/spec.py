@@ -15,6 +15,9 @@ Array = npt.NDArray[np.generic]
 Arrays = Mapping[str, Array]
 
 Role = Literal["param", "attribute", "state", "feature", "label", "weight", "hyper", "output"]
+BATCH_ROLES: tuple[Role, ...] = ("feature", "label", "weight")
+STEPS = "steps"
+"""The leading dimension of a batch, where a graph takes several training steps in a call."""
 
 
 class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,10 +56,23 @@ class GraphSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def batch(self) -> int:
         """How many samples a call takes."""
-        for tensor in self.inputs:
-            if tensor.role == "feature" and isinstance(tensor.shape[0], int):
-                return tensor.shape[0]
+        for tensor in self.of("feature"):
+            size = tensor.shape[1 if tensor.shape[0] == STEPS else 0]
+            if isinstance(size, int):
+                return size
         raise GraphInputError("this graph takes no batch of samples")
+
+    @property
+    def steps(self) -> int:
+        """How many training steps a call takes, at most; 0 where batches have no dimension for them."""
+        return self.bounds[STEPS][1] if STEPS in self.bounds else 0
+
+    def stacked(self, most: int) -> GraphSpec:
+        """The same step, taken up to `most` times in a call: batches, and outputs that are not carried, have a leading
+        dimension for it."""
+        inputs = tuple(_stacked(t) if t.role in BATCH_ROLES else t for t in self.inputs)
+        outputs = tuple(t if t.name in self.carry else _stacked(t) for t in self.outputs)
+        return GraphSpec(inputs, outputs, self.carry, {**self.bounds, STEPS: (1, most)})
 
     def check(self, given: Arrays) -> None:
         """Refuse tensors that do not fit.
@@ -119,3 +135,7 @@ class GraphSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                     f" ({d} is {sizes[d]} in another tensor)" if d in sizes else f" ({d} from {least} to {most})"
                 )
         return "".join(notes)
+
+
+def _stacked(tensor: TensorSpec) -> TensorSpec:
+    return TensorSpec(tensor.name, tensor.dtype, (STEPS, *tensor.shape), tensor.role, tensor.table)
