@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
 import msgspec
 
-from device_runtime.bundle import Manifest, RoundSettings, write_atomically
+from device_runtime.bundle import Manifest, RoundSettings, Training, write_atomically
 from device_runtime.engines import open_engine
 from device_runtime.errors import InputError
 from device_runtime.identity import Signer, check_public_key
@@ -23,6 +24,7 @@ The answer key belongs to the server (`coda release keys --home DIR` prints it) 
 example:
   coda export --model runs/model --out runs/bundle-1 --key runs/release.key \\
       --answer-key $(coda release keys --home runs/server)
+  coda export … --optimizer adamw --train lowrank:4     # personal weights of some kilobytes
 """
 
 
@@ -41,6 +43,26 @@ class Command:
         parser.add_argument("--answer-key", required=True, metavar="HEX", help="the server's public answer key")
         parser.add_argument("--bundle-version", type=int, default=1, metavar="N", help="must rise with every release")
         parser.add_argument("--engines", default="onnx,executorch", metavar="LIST", help="default: %(default)s")
+        training = parser.add_argument_group("what trains on a device, and how (stated in the manifest)")
+        training.add_argument("--optimizer", choices=("sgd", "adam", "adamw", "adagrad"), default="sgd")
+        training.add_argument("--momentum", type=float, default=0.0, metavar="X", help="of sgd (%(default)s)")
+        training.add_argument("--weight-decay", type=float, default=0.0, metavar="X", help="(%(default)s)")
+        training.add_argument(
+            "--clip",
+            type=float,
+            default=5.0,
+            metavar="X",
+            help="global norm of gradients, at most; 0: none (%(default)s)",
+        )
+        training.add_argument(
+            "--train",
+            default="all",
+            metavar="WHAT",
+            help="all (default), embeddings, head, patch (a scale and a shift per dense layer), or lowrank:R",
+        )
+        training.add_argument(
+            "--rate", type=float, metavar="X", help="learning rate; default: by the optimizer, or the settings file's"
+        )
         parser.add_argument("--settings", type=Path, metavar="FILE", help="JSON with round settings that differ")
         parser.add_argument("--json", type=Path, metavar="OUT", help="write sizes and parity as JSON")
 
@@ -51,7 +73,8 @@ class Command:
             raise InputError("--engines names no engine; try --engines onnx,executorch")
         engines = [open_engine(n) for n in names]
         answer_key = check_public_key(args.answer_key)
-        settings = read_settings(args.settings) if args.settings else RoundSettings()
+        training = Training(args.optimizer, args.momentum, args.weight_decay, args.clip, args.train)
+        settings = settings_of(args.settings, args.rate, args.optimizer)
         signer = Signer.open_or_create(args.key)
         # torch is imported only now: a wrong argument should not cost seconds
         from export.checkpoint import load
@@ -67,6 +90,7 @@ class Command:
             positive_at=state.positive_at,
             metrics=trained.metrics,
             settings=settings,
+            training=training,
         )
         manifest = build(
             source,
@@ -79,7 +103,8 @@ class Command:
         )
         rows = summary(manifest)
         print(
-            f"{args.out}: bundle {manifest.version} of {manifest.name} ({manifest.model}), encoder {manifest.encoder}"
+            f"{args.out}: bundle {manifest.version} of {manifest.name} ({manifest.model}), encoder {manifest.encoder}; "
+            f"trains {training.train} by {training.optimizer}"
         )
         for row in rows:
             print(
@@ -107,6 +132,25 @@ def summary(manifest: Manifest) -> list[dict[str, str | int | float]]:
         for name, entry in manifest.graphs.items()
         for engine, graph in entry.files.items()
     ]
+
+
+RATES = {"sgd": 0.05, "adam": 1e-3, "adamw": 1e-3, "adagrad": 0.01}
+"""Learning rates that fine-tuning starts from where nobody names one."""
+
+
+def settings_of(path: Path | None, rate: float | None, optimizer: str) -> RoundSettings:
+    """Round settings from a file, if there is one. The learning rate is the one given, else the file's, else the
+    optimizer's customary one.
+
+    Raises:
+        InputError: the file cannot be read or has a field that is not a setting, or the rate is not above 0.
+    """
+    given, names = (read_settings(path), msgspec.json.decode(path.read_bytes())) if path else (RoundSettings(), {})
+    if rate is None:
+        rate = given.rate if "rate" in names else RATES[optimizer]
+    if not (math.isfinite(rate) and rate > 0):
+        raise InputError(f"the learning rate must be a finite number above 0, not {rate}")
+    return msgspec.structs.replace(given, rate=rate)
 
 
 def read_settings(path: Path) -> RoundSettings:

@@ -32,8 +32,9 @@ from device_runtime.errors import InputError
 from device_runtime.identity import Signer, check_public_key, key_id
 from device_runtime.messages import BundleRef, to_json
 from device_runtime.tables import Shard, shard_of
+from export.audit import audited
 from export.graphs import GraphPlan, classifier_plans, logits_of, recommender_plans
-from export.lowering import to_executorch, to_onnx, trace
+from export.lowering import to_executorch, to_onnx
 from export.models.base import Recommender
 from export.models.classifier import SampleClassifier
 from export.parity import Oracle, check
@@ -81,7 +82,8 @@ def build(
 
     Raises:
         InputError: the folder holds a bundle already, or a version or key is not usable.
-        EngineError: a graph cannot be lowered, or fails parity. Nothing is announced: `bundle.json` comes last.
+            the training declaration does not hold for the model.
+        EngineError: an engine lacks an operator, or a graph fails parity. Nothing is announced: `bundle.json` comes last.
     """
     answer_key = check_public_key(answer_key)
     if version < 1:
@@ -160,7 +162,7 @@ def _lower(
     with tempfile.TemporaryDirectory(prefix="coda-export-") as folder:
         for plan, module, step in plans:
             oracle = Oracle(module, step if plan.spec.carry else None)
-            traced = trace(plan)
+            traced = audited(plan, [engine.format for engine in engines])
             files = {}
             for engine in engines:
                 progress(f"lowering {plan.name} for {engine.name}")

@@ -17,9 +17,6 @@ from export.step import SGD, Adagrad, Adam, Optimizer, Step
 EPSILON = 1e-5
 """Of Adam and Adagrad. Larger than is customary: a gradient that is only rounding noise must not become a full step."""
 
-RATES = {"sgd": 0.05, "adam": 1e-3, "adamw": 1e-3, "adagrad": 0.01}
-"""Learning rates that fine-tuning starts from where the settings name none."""
-
 
 def prepare(model: Recommender, training: Training) -> tuple[Recommender, Step]:
     """The model that is exported (a copy with adapters, or the model itself) and its training step.

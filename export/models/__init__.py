@@ -10,6 +10,7 @@ import importlib
 
 from device_runtime.errors import InputError
 from export.models.base import Catalogue, Recommender
+from export.models.checks import check_recommender
 from export.models.deepfm import DeepFM
 from export.models.din import DIN
 from export.models.gru import GRU
@@ -17,6 +18,8 @@ from export.models.lr import LR
 from export.models.pnn import PNN
 from export.models.sasrec import SASRec
 from export.models.wide_deep import WideDeep
+
+__all__ = ["ALIASES", "MODELS", "Catalogue", "Recommender", "create"]
 
 MODELS: dict[str, type[Recommender]] = {
     "LR": LR,
@@ -34,7 +37,7 @@ def create(name: str, catalogue: Catalogue, history: int) -> Recommender:
     """A new model by name, with random weights.
 
     Raises:
-        InputError: there is no such model, or it is not a `Recommender`.
+        InputError: there is no such model, it is not a `Recommender`, or its declarations do not hold.
     """
     kind: object = MODELS.get(ALIASES.get(name, name))
     if kind is None:
@@ -45,8 +48,15 @@ def create(name: str, catalogue: Catalogue, history: int) -> Recommender:
             )
         try:
             kind = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, ValueError) as error:
             raise InputError(f"the model {name!r} cannot be imported: {error}") from None
     if not (isinstance(kind, type) and issubclass(kind, Recommender)):
         raise InputError(f"{name!r} is not a subclass of export.models.base.Recommender")
-    return kind(catalogue, history=history)
+    try:
+        model = kind(catalogue, history=history)
+    except (TypeError, NotImplementedError) as error:
+        raise InputError(
+            f"{name!r} cannot be made by {kind.__name__}(catalogue, history={history}): {error}"
+        ) from error
+    check_recommender(model, catalogue, history)
+    return model
