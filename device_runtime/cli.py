@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "export": ("export.command", "export", "turn a trained model into a signed bundle of graphs that train"),
     "release": ("cloud.commands.release", "cloud", "publish bundles on a server"),
     "serve": ("cloud.commands.serve", "cloud", "run the matching server"),
+    "evaluate": ("cloud.commands.evaluate", "cloud", "compare methods on a table of your own: accuracy and cost"),
     "bench": ("benchmarks.command", "cloud", "measure what CoDA costs on this machine"),
     "device": ("device_runtime.commands.device", "", "run rounds on this device, rank, and see what it holds"),
 }

@@ -1,0 +1,256 @@
+"""One examined user's device, played in this process by the device's own code; every stage metered once.
+
+Methods share stages: what two of them need is computed once and charged to both. Randomness belongs to (seed, user,
+stage), so a method's result does not depend on which others are asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar, cast
+
+import numpy as np
+
+from cloud.evaluation import leaks
+from cloud.evaluation.cloud_side import Cloud, PoolBefore, token
+from cloud.evaluation.protocols import Case
+from device_runtime import filtering, personalize, query
+from device_runtime.bundle import RoundSettings
+from device_runtime.filtering import Filtered
+from device_runtime.meter import Meter
+from device_runtime.model import VOCABULARY, Weights
+from device_runtime.round import personal_table
+from device_runtime.samples import Column, Float32, Ragged, SampleBatch
+from device_runtime.stream import samples
+from device_runtime.tables import LocalTable
+from device_runtime.wire import MatchAnswer, MatchQuery, decode_answer, encode_query
+
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a method cost on the device. peak_mib: of this process, the cloud's part in it included."""
+
+    cpu_s: float = 0.0
+    peak_mib: float = 0.0
+    bytes_down: int = 0
+    bytes_up: int = 0
+    candidates: int = 0
+    kept: int = 0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(
+            self.cpu_s + other.cpu_s,
+            max(self.peak_mib, other.peak_mib),
+            self.bytes_down + other.bytes_down,
+            self.bytes_up + other.bytes_up,
+            self.candidates + other.candidates,
+            self.kept + other.kept,
+        )
+
+
+@dataclass(frozen=True)
+class Parts:
+    """local: all local samples. train, held_out: the same, cut for the judge. test: with histories that end at the match
+    time, unless they may grow."""
+
+    local: SampleBatch
+    train: SampleBatch
+    held_out: SampleBatch
+    test: SampleBatch
+
+
+class Device:
+    """scratch: an empty folder, for the meter. settings: of the round."""
+
+    def __init__(
+        self, cloud: Cloud, case: Case, settings: RoundSettings, seed: int, scratch: Path, growing: bool = False
+    ) -> None:
+        self.cloud, self.case, self.settings, self.seed = cloud, case, settings, seed
+        self.model, self.token = cloud.model, token(case.user)
+        self.parts = self._samples(growing)
+        self._meter = Meter(scratch, None)
+        self._done: dict[str, tuple[object, Spent]] = {}
+        self._used: set[str] = set()
+
+    # -- stages -------------------------------------------------------------------------------------------------
+
+    def run(self, method: Callable[[Device], Weights]) -> tuple[Weights, Spent]:
+        """A method's weights, and the cost of the stages that it used."""
+        self._used = set()
+        return method(self), self.spent()
+
+    def spent(self) -> Spent:
+        """Of the stages that the last method used; those that failed are not among them."""
+        return sum((self._done[name][1] for name in sorted(self._used)), Spent())
+
+    def stage(self, name: str, compute: Callable[[], _Value], more: Callable[[_Value], Spent] | None = None) -> _Value:
+        """The value of a stage, computed and metered when it is first asked for. compute: must not ask for others.
+        more: what the value says of bytes and samples."""
+        if name not in self._done:
+            try:
+                with self._meter.phase(name):
+                    value = compute()
+            finally:
+                record = self._meter.records.pop()
+            spent = Spent(record.cpu_user_s + record.cpu_system_s, record.peak_mib)
+            self._done[name] = value, spent + more(value) if more else spent
+        self._used.add(name)
+        return cast(_Value, self._done[name][0])
+
+    def rng(self, stage: str) -> np.random.Generator:
+        return np.random.default_rng([self.seed, self.case.user, zlib.crc32(stage.encode())])
+
+    # -- what devices do ----------------------------------------------------------------------------------------
+
+    def embeddings(self, batch: SampleBatch, name: str) -> Float32:
+        return self.stage(f"encode {name}", lambda: self.model.encode(batch, self.table(batch)))
+
+    def table(self, *batches: SampleBatch) -> LocalTable:
+        ids = np.unique(np.concatenate([batch.ids(VOCABULARY) for batch in batches])).astype(np.int32)
+        return self.model.table(ids, self.model.base)
+
+    def matched(self) -> SampleBatch:
+        """The candidates for the user's query."""
+        embeddings = self.embeddings(self.parts.train, "local")
+
+        def ask() -> bytes:
+            centroids = query.centroids(embeddings, self.settings.centroids, self.rng("query"))
+            held = np.array(self._held_shards, np.int32)
+            return encode_query(MatchQuery(self.model.manifest.encoder, centroids, self.settings.candidates, held))
+
+        body = self.stage("query", ask, lambda body: Spent(bytes_up=len(body)))
+        return self.received("match", lambda: self.cloud.match(body, self.pool, self.token))
+
+    def random(self) -> SampleBatch:
+        """As many samples of others, drawn at random."""
+
+        def draw() -> bytes:
+            others = self.cloud.others(self.pool, self.token)
+            picked = self.rng("random").permutation(len(others))[: self.settings.candidates]
+            return self.cloud.answer(self.pool.gather(np.sort(others[picked])), self._held_shards)
+
+        return self.received("random", draw)
+
+    def received(self, name: str, serve: Callable[[], bytes]) -> SampleBatch:
+        """The samples of an answer's frame. The cloud's work is nobody's cost here; the bytes and decoding are."""
+        key = f"answer {name}"
+        if key not in self._done:
+            frame = serve()
+            schema = self.model.manifest.schema
+            self.stage(
+                key,
+                lambda: decode_answer(frame, schema),
+                lambda answer: Spent(bytes_down=len(frame), candidates=len(answer.candidates)),
+            )
+        self._used.add(key)
+        return cast(MatchAnswer, self._done[key][0]).candidates
+
+    def filtered(self, candidates: SampleBatch, name: str) -> Filtered:
+        mine = self.embeddings(self.parts.train, "local")
+        theirs = self.embeddings(candidates, name)
+        start = self.model.manifest.filter_from
+        return self.stage(
+            f"filter {name}",
+            lambda: filtering.filter_candidates(
+                self.model.graph("classifier_score"),
+                self.model.graph("classifier_step"),
+                self.model.classifier,
+                filtering.classifier_inputs(mine, self.parts.train.labels, start),
+                filtering.classifier_inputs(theirs, candidates.labels, start),
+                self.settings,
+                self.rng("filter"),
+            ),
+        )
+
+    def tuned(
+        self,
+        name: str,
+        local: SampleBatch,
+        kept: SampleBatch | None = None,
+        kept_weights: Float32 | None = None,
+        settings: RoundSettings | None = None,
+        start: Weights | None = None,
+    ) -> Weights:
+        """start: the weights to begin with, if not the bundle's."""
+
+        def tune() -> Weights:
+            table = self.table(local) if kept is None else self.table(local, kept)
+            begin = self.model.base
+            if start is not None:
+                table = personal_table(self.table_for(start, local), start)
+                begin = Weights(start.dense)
+            return personalize.tune(
+                self.model, begin, table, local, kept, kept_weights, settings or self.settings, self.rng(name)
+            )
+
+        count = 0 if kept is None else len(kept)
+        return self.stage(f"tune {name}", tune, lambda _: Spent(kept=count))
+
+    def judged(self, name: str, weights: Weights) -> Weights:
+        """The weights if the judge lets them serve, else the bundle's."""
+
+        def judge() -> Weights:
+            held_out = self.parts.held_out
+            before = self.logits(held_out, self.model.base)
+            verdict = personalize.judge(held_out.labels, before, self.logits(held_out, weights))
+            return weights if verdict.activate else self.model.base
+
+        return self.stage(f"judge {name}", judge)
+
+    def logits(self, batch: SampleBatch, weights: Weights) -> Float32:
+        table = self.table_for(weights, batch)
+        return self.model.logits(batch, personal_table(table, weights), weights)
+
+    def table_for(self, weights: Weights, batch: SampleBatch) -> LocalTable:
+        """Base rows of the batch and of all that the weights have rows of."""
+        ids = batch.ids(VOCABULARY)
+        if weights.rows is not None:
+            ids = np.union1d(ids, weights.rows.ids).astype(np.int32)
+        return self.model.table(ids, self.model.base)
+
+    @property
+    def enough(self) -> bool:
+        """Whether a round is run at all."""
+        return len(self.parts.local) >= self.settings.min_local
+
+    @cached_property
+    def pool(self) -> PoolBefore:
+        """What had been contributed by the match time."""
+        return self.cloud.before(self.case.match_time)
+
+    @cached_property
+    def _held_shards(self) -> list[int]:
+        """The shards of the user's own items: those that a device has pulled."""
+        number_of = self.cloud.shard_of_item
+        return sorted({int(number_of[i]) for i in self.parts.local.ids(VOCABULARY)})
+
+    def _samples(self, growing: bool) -> Parts:
+        case, schema = self.case, self.model.manifest.schema
+        everything = samples(case.events, schema)
+        local, test = (
+            everything.take(slice(case.local_from, case.test_from)),
+            everything.take(slice(case.test_from, None)),
+        )
+        if not growing:
+            test = _until(case, test)
+        leaks.check_histories(case, local, case.local_from, growing)
+        leaks.check_histories(case, test, case.test_from, growing)
+        train, held_out = personalize.split(len(local), self.settings.holdout)
+        return Parts(local, local.take(train), local.take(held_out), test)
+
+
+def _until(case: Case, test: SampleBatch) -> SampleBatch:
+    """The test samples, each with the history of the match time."""
+    known = case.events.take(np.arange(case.test_from))
+    liked = known.item[(known.label >= 0.5) & known.observed][-test.schema["history"].bound :]
+    zeros = np.zeros(len(test), np.int32)
+    columns: dict[str, Column] = dict(test.columns)
+    columns["history"] = Ragged(liked, zeros, np.full(len(test), len(liked), np.int32))
+    return dataclasses.replace(test, columns=columns)

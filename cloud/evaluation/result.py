@@ -1,0 +1,160 @@
+"""The result of an evaluation as JSON and as a table for the terminal."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+
+import msgspec
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from cloud.datasets import Dataset
+from cloud.evaluation.protocols import Split
+from cloud.evaluation.running import UserResult
+from cloud.evaluation.statistics import Difference, MethodResult
+from cloud.report import words
+from device_runtime import __version__
+from device_runtime.bundle import RoundSettings
+from device_runtime.platform_info import capability
+
+_VERSIONS = ("numpy", "onnxruntime", "torch", "faiss-cpu", "joblib")
+
+
+class Dropped(msgspec.Struct, frozen=True):
+    """users: reason -> users whom the protocol does not admit. not_drawn: users whom it admits, beyond those asked for.
+    rows: reason -> rows that could not be read."""
+
+    users: dict[str, int]
+    not_drawn: int
+    rows: dict[str, int]
+
+
+class DatasetFacts(msgspec.Struct, frozen=True):
+    """Of what was read; with --validation, what was examined lies within. notes: how labels came to be."""
+
+    name: str
+    users: int
+    items: int
+    events: int
+    notes: list[str]
+
+
+class Examined(msgspec.Struct, frozen=True):
+    """One user. aucs: by method, mean over seeds."""
+
+    local: int
+    test: int
+    positives: float
+    aucs: dict[str, float]
+
+
+class Result(msgspec.Struct, frozen=True):
+    """users: examined. seeds: how many. cut: seconds; the cloud model is trained on earlier events, `trained_on` of them,
+    and matching is over `pool` samples, each only after its time. settings: of the round."""
+
+    command: str
+    version: str
+    machine: dict[str, object]
+    started: str
+    dataset: DatasetFacts
+    protocol: str
+    validation: bool
+    quick: bool
+    growing_histories: bool
+    users: int
+    seeds: int
+    model: str
+    versions: dict[str, str]
+    cut: int
+    trained_on: int
+    pool: int
+    dropped: Dropped
+    settings: RoundSettings
+    methods: list[MethodResult]
+    examined: list[Examined]
+
+
+def dataset_facts(dataset: Dataset) -> DatasetFacts:
+    bare = int((dataset.item_categories[1:].max(1, initial=0) == 0).sum())
+    notes = list(dataset.report.notes)
+    if bare:
+        notes.append(f"{bare} of {len(dataset.items) - 1} items have no known category")
+    return DatasetFacts(dataset.name, len(dataset.users), len(dataset.items) - 1, len(dataset.events), notes)
+
+
+def dropped(dataset: Dataset, parts: Split) -> Dropped:
+    return Dropped(parts.dropped, parts.eligible - len(parts.cases), dict(dataset.report.dropped))
+
+
+def examined(results: Mapping[int, Sequence[UserResult]]) -> list[Examined]:
+    found = []
+    for same in zip(*results.values(), strict=True):
+        one = same[0]
+        aucs = {name: float(np.mean([user.scores[name].auc for user in same])) for name in one.scores}
+        found.append(Examined(one.local, one.test, one.positives, aucs))
+    return found
+
+
+def machine() -> dict[str, object]:
+    """Nothing that names the machine or its owner."""
+    found: dict[str, object] = msgspec.to_builtins(capability({}))
+    return {n: v for n, v in found.items() if n not in ("engines", "runtime")} | {"platform": platform.platform()}
+
+
+def versions() -> dict[str, str]:
+    return {"coda-loop": __version__} | {name: metadata.version(name) for name in _VERSIONS}
+
+
+def table(result: Result) -> Table:
+    """One row a method."""
+    period = ", validation period" if result.validation else ""
+    shown = Table(
+        title=Text(f"{result.protocol} on {result.dataset.name}{period}: {result.users} users, {result.seeds} seeds"),
+        caption=Text(_caption(result)),
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+    )
+    shown.add_column("method", no_wrap=True)
+    for name in ("user\nAUC", "GAUC", "log\nloss", "calib.\nerror", "minus cloud\n[95 %]", "minus local\n[95 %]"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for name in ("better/\nworse %", "p5", "CPU\ns", "KB\ndown", "kept"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for m in result.methods:
+        shown.add_row(
+            f"{m.name} (bound)" if m.reference else m.name,
+            words.auc(m.mean_user_auc),
+            words.auc(m.gauc),
+            words.auc(m.log_loss, 3),
+            words.auc(m.calibration, 3),
+            _difference(m.vs_cloud),
+            _difference(m.vs_local),
+            f"{100 * m.better:.0f}/{100 * m.worse:.0f}",
+            words.signed(m.p5),
+            f"{m.cost.cpu_s:.2f}",
+            f"{m.cost.bytes_down / 1e3:.1f}",
+            f"{m.cost.kept:.0f}",
+            style="dim" if m.reference else "",
+        )
+    return shown
+
+
+def _difference(found: Difference) -> str:
+    if found.ci95 is None:
+        return words.signed(found.mean)
+    return f"{words.signed(found.mean)} [{words.signed(found.ci95[0])}, {words.signed(found.ci95[1])}]"
+
+
+def _caption(result: Result) -> str:
+    lines = ["better/worse: users more than 0.01 AUC above or below the cloud; p5: the 5th percentile user."]
+    lines += [f"not examined: {count} users: {reason}" for reason, count in result.dropped.users.items()]
+    if result.dropped.not_drawn:
+        lines.append(f"not examined: {result.dropped.not_drawn} users more than were asked for")
+    lines += [f"not read: {count} rows: {reason}" for reason, count in result.dropped.rows.items()]
+    lines += [f"{m.name}: training failed in {m.failed} rounds" for m in result.methods if m.failed]
+    return "\n".join(lines)

@@ -1,0 +1,193 @@
+"""Users in chunks over processes; each finished chunk is a file, so that a run that was killed goes on from there."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import joblib
+import msgspec
+import numpy as np
+
+import cloud
+import device_runtime
+from cloud.evaluation.cloud_side import Cloud, code_digest
+from cloud.evaluation.device import Device, Spent
+from cloud.evaluation.methods import METHODS
+from cloud.evaluation.protocols import Case
+from device_runtime.bundle import RoundSettings, write_atomically
+from device_runtime.errors import EngineError, EngineUnavailable
+from device_runtime.metrics import auc, log_loss
+from device_runtime.samples import Float32
+
+CHUNK = 8
+"""Users in a file of results, and in a task."""
+BINS = 10
+
+
+class Score(msgspec.Struct, frozen=True):
+    """One method on one user's test rows. bins: of predicted probability -> (rows, sum of predictions, sum of labels).
+    failed: why the device kept the cloud's weights although the method did not say so; "" where nothing failed."""
+
+    auc: float
+    log_loss: float
+    bins: list[tuple[int, float, float]]
+    spent: Spent
+    failed: str = ""
+
+
+class UserResult(msgspec.Struct, frozen=True):
+    """user: number in the data set. local, test: rows. positives: share among the test rows. cap: see `Case`."""
+
+    user: int
+    local: int
+    test: int
+    positives: float
+    cap: int
+    scores: dict[str, Score]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a worker process needs, beside its chunk of users. folder: of the cloud."""
+
+    folder: Path
+    settings: RoundSettings
+    methods: tuple[str, ...]
+    growing: bool
+
+
+@dataclass(frozen=True)
+class Task:
+    """One chunk for one seed; result: the file that it becomes."""
+
+    work: Work
+    cases: tuple[Case, ...]
+    seed: int
+    result: Path
+
+
+def tasks(work: Work, cases: Sequence[Case], seeds: Sequence[int], results: Path) -> list[Task]:
+    """results: the folder of finished chunks; those in it of the same work by the same code are reused."""
+    mine = results / _name(work)
+    found = []
+    for seed in seeds:
+        for start in range(0, len(cases), CHUNK):
+            part = tuple(cases[start : start + CHUNK])
+            names = ",".join(f"{c.user}:{c.local_from}:{c.test_from}:{len(c.events)}" for c in part)
+            digest = hashlib.sha256(names.encode()).hexdigest()[:12]
+            found.append(Task(work, part, seed, mine / f"seed{seed}-{digest}.json"))
+    return found
+
+
+def run(
+    todo: Sequence[Task], backend: str, jobs: int, progress: Callable[[int, int], None]
+) -> dict[int, list[UserResult]]:
+    """Seed -> results of all users. progress: called with users done and users in all.
+
+    Raises:
+        EngineUnavailable: the backend is not installed.
+        CodaError: a worker's error.
+    """
+    total = sum(len(task.cases) for task in todo)
+    missing = [task for task in todo if not task.result.exists()]
+    done = total - sum(len(task.cases) for task in missing)
+    progress(done, total)
+    for count in _parallel(missing, backend, jobs):
+        done += count
+        progress(done, total)
+    found: dict[int, list[UserResult]] = {}
+    for task in todo:
+        found.setdefault(task.seed, []).extend(msgspec.json.decode(task.result.read_bytes(), type=list[UserResult]))
+    return found
+
+
+def examine(task: Task) -> int:
+    """Play the devices of a chunk, write the results, and say how many there were."""
+    opened = _opened(task.work.folder)
+    results = []
+    with tempfile.TemporaryDirectory(prefix="coda-evaluate-") as scratch:
+        for case in task.cases:
+            device = Device(opened, case, task.work.settings, task.seed, Path(scratch), task.work.growing)
+            results.append(_examined(device, task.work.methods))
+    write_atomically(task.result, msgspec.json.encode(results))
+    return len(results)
+
+
+def _examined(device: Device, methods: Sequence[str]) -> UserResult:
+    test = device.parts.test
+    scores = {}
+    for name in methods:
+        failed = ""
+        try:
+            weights, spent = device.run(METHODS[name].run)
+        except EngineError as error:  # training diverged: a device goes on with what it has
+            weights, spent, failed = device.model.base, device.spent(), str(error)
+        scores[name] = score(test.labels, device.logits(test, weights), spent, failed)
+    return UserResult(
+        device.case.user, len(device.parts.local), len(test), float(test.labels.mean()), device.case.cap, scores
+    )
+
+
+def score(labels: Float32, logits: Float32, spent: Spent, failed: str = "") -> Score:
+    p = 1 / (1 + np.exp(-np.clip(logits.astype(np.float64), -30, 30)))
+    number = np.minimum((p * BINS).astype(int), BINS - 1)
+    bins = [(int((at := number == i).sum()), float(p[at].sum()), float(labels[at].sum())) for i in range(BINS)]
+    area = auc(labels, logits)
+    assert area is not None, "users with one class in their test rows are not admitted"
+    return Score(area, log_loss(labels, logits), bins, spent, failed)
+
+
+_last: dict[Path, Cloud] = {}
+
+
+def _opened(folder: Path) -> Cloud:
+    """The cloud that this process works with: loading it takes longer than a user does."""
+    if folder not in _last:
+        _last.clear()
+        _last[folder] = Cloud.open(folder)
+    return _last[folder]
+
+
+def _name(work: Work) -> str:
+    here = Path(cloud.__file__).parent
+    files = [
+        *Path(device_runtime.__file__).parent.rglob("*.py"),
+        *(here / "matching").rglob("*.py"),
+        *(here / "evaluation" / f"{name}.py" for name in ("device", "methods", "running", "cloud_side")),
+    ]
+    facts = msgspec.json.encode(
+        [work.folder.name, msgspec.to_builtins(work.settings), work.methods, work.growing, code_digest(files)]
+    )
+    return hashlib.sha256(facts).hexdigest()[:12]
+
+
+def _parallel(todo: Sequence[Task], backend: str, jobs: int) -> Iterator[int]:
+    if not todo:
+        return
+    if jobs == 1 and backend == "loky":
+        yield from map(examine, todo)
+        return
+    with _backend(backend):
+        yield from joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(
+            joblib.delayed(examine)(t) for t in todo
+        )
+
+
+@contextmanager
+def _backend(name: str) -> Iterator[None]:
+    if name == "ray":
+        try:
+            from ray.util.joblib import register_ray
+        except ImportError as error:
+            raise EngineUnavailable(
+                f"the ray backend needs the ray extra ({error.name} is missing): pip install 'coda-loop[ray]', "
+                "or leave out --backend ray"
+            ) from None
+        register_ray()
+    with joblib.parallel_config(backend=name):
+        yield
