@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 DESCRIPTION = """\
-Compare methods on your own table, without leaks: train a cloud model on the past, play a device for each examined user by
-the device's own code, test on the user's later rows, and give paired differences with intervals over users.
+Compare methods on your own table, without leaks: train a cloud model on the past, play a device for each examined user
+by the device's own code, test on the user's later rows, and give paired differences with intervals over users.
 
 protocols:
   paper      one split in time; the cloud model has seen the local rows

@@ -52,9 +52,9 @@ def run(args: argparse.Namespace) -> int:
         dataset = _dataset(args)
         parts = split(dataset, args.protocol, users, validation=args.validation)
         leaks.check_split(parts)
-        folder = prepare(parts, work, training, show)
+        place = prepare(parts, work, training, show)
         todo = tasks(
-            Work(folder, settings, tuple(methods), args.growing_histories), parts.cases, range(seeds), work / "results"
+            Work(place, settings, tuple(methods), args.growing_histories), parts.cases, range(seeds), work / "results"
         )
         found = examine_all(todo, args.backend, args.jobs, lambda done, total: show("examine users", done, total))
     summary = summarize(found, {name: (METHODS[name].about, METHODS[name].reference) for name in methods})

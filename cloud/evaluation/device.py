@@ -28,7 +28,7 @@ from device_runtime.round import personal_table
 from device_runtime.samples import Column, Float32, Ragged, SampleBatch
 from device_runtime.stream import samples
 from device_runtime.tables import LocalTable
-from device_runtime.wire import MatchAnswer, MatchQuery, decode_answer, encode_query
+from device_runtime.wire import MatchAnswer, MatchQuery, Rows, decode_answer, encode_query
 
 _Value = TypeVar("_Value")
 
@@ -57,8 +57,8 @@ class Spent:
 
 @dataclass(frozen=True)
 class Parts:
-    """local: all local samples. train, held_out: the same, cut for the judge. test: with histories that end at the match
-    time, unless they may grow."""
+    """local: all local samples. train, held_out: the same, cut for the judge. test: with histories that end at the
+    match time, unless they may grow."""
 
     local: SampleBatch
     train: SampleBatch
@@ -122,7 +122,7 @@ class Device:
 
         def ask() -> bytes:
             centroids = query.centroids(embeddings, self.settings.centroids, self.rng("query"))
-            held = np.array(self._held_shards, np.int32)
+            held = np.array(self.held_shards, np.int32)
             return encode_query(MatchQuery(self.model.manifest.encoder, centroids, self.settings.candidates, held))
 
         body = self.stage("query", ask, lambda body: Spent(bytes_up=len(body)))
@@ -134,7 +134,7 @@ class Device:
         def draw() -> bytes:
             others = self.cloud.others(self.pool, self.token)
             picked = self.rng("random").permutation(len(others))[: self.settings.candidates]
-            return self.cloud.answer(self.pool.gather(np.sort(others[picked])), self._held_shards)
+            return self.cloud.answer(self.pool.gather(np.sort(others[picked])), self.held_shards)
 
         return self.received("random", draw)
 
@@ -178,17 +178,18 @@ class Device:
         settings: RoundSettings | None = None,
         start: Weights | None = None,
     ) -> Weights:
-        """start: the weights to begin with, if not the bundle's."""
+        """start: the weights to begin with, if not the bundle's; then `kept` is not given."""
 
         def tune() -> Weights:
-            table = self.table(local) if kept is None else self.table(local, kept)
-            begin = self.model.base
-            if start is not None:
-                table = personal_table(self.table_for(start, local), start)
-                begin = Weights(start.dense)
-            return personalize.tune(
-                self.model, begin, table, local, kept, kept_weights, settings or self.settings, self.rng(name)
-            )
+            used = settings or self.settings
+            if start is None:
+                table = self.table(local) if kept is None else self.table(local, kept)
+                return personalize.tune(
+                    self.model, self.model.base, table, local, kept, kept_weights, used, self.rng("tune")
+                )
+            table = personal_table(self.table_for(start, local), start)
+            moved = personalize.tune(self.model, start, table, local, kept, kept_weights, used, self.rng(name))
+            return _joined(start, moved)
 
         count = 0 if kept is None else len(kept)
         return self.stage(f"tune {name}", tune, lambda _: Spent(kept=count))
@@ -226,7 +227,7 @@ class Device:
         return self.cloud.before(self.case.match_time)
 
     @cached_property
-    def _held_shards(self) -> list[int]:
+    def held_shards(self) -> list[int]:
         """The shards of the user's own items: those that a device has pulled."""
         number_of = self.cloud.shard_of_item
         return sorted({int(number_of[i]) for i in self.parts.local.ids(VOCABULARY)})
@@ -244,6 +245,20 @@ class Device:
         leaks.check_histories(case, test, case.test_from, growing)
         train, held_out = personalize.split(len(local), self.settings.holdout)
         return Parts(local, local.take(train), local.take(held_out), test)
+
+
+def _joined(before: Weights, after: Weights) -> Weights:
+    """After, with those personal rows of before that did not move again."""
+    if before.rows is None or after.rows is None:
+        return Weights(after.dense, after.rows or before.rows, after.version)
+    still = ~np.isin(before.rows.ids, after.rows.ids)
+    ids = np.concatenate([before.rows.ids[still], after.rows.ids])
+    order = np.argsort(ids)
+    tensors = {
+        name: np.concatenate([before.rows.tensors[name][still], rows])[order]
+        for name, rows in after.rows.tensors.items()
+    }
+    return Weights(after.dense, Rows(ids[order], tensors), after.version)
 
 
 def _until(case: Case, test: SampleBatch) -> SampleBatch:

@@ -7,9 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
+
+from cloud.evaluation import mpda
 from cloud.evaluation.device import Device
 from device_runtime.errors import InputError
+from device_runtime.metrics import auc
 from device_runtime.model import Weights
 
 
@@ -30,21 +35,80 @@ def local(device: Device) -> Weights:
     return device.tuned("local", device.parts.local)
 
 
-def coda(device: Device) -> Weights:
-    """As in `device_runtime.round`: match, filter, tune on the training part, judge on the held-out one."""
+def local_judged(device: Device) -> Weights:
+    """What a round does that has no candidates."""
+    return device.judged("local", device.tuned("local part", device.parts.train))
+
+
+def local_and_random(device: Device) -> Weights:
+    others = device.random()
+    return device.tuned("local+random", device.parts.local, others, np.ones(len(others), np.float32))
+
+
+def local_and_matched(device: Device) -> Weights:
+    others = device.matched()
+    return device.tuned("local+matched", device.parts.local, others, np.ones(len(others), np.float32))
+
+
+def matched_only(device: Device) -> Weights:
+    others = device.matched()
+    return device.tuned("matched", others) if len(others) else device.model.base
+
+
+def coda(
+    device: Device, name: str = "coda", *, classifier: bool = True, weights: bool = True, judge: bool = True
+) -> Weights:
+    """As in `device_runtime.round`: match, filter, tune on the training part, judge on the held-out one.
+
+    Without the classifier, as many candidates as it may keep are kept at random. Without weights, each counts as much
+    as any other that is kept.
+    """
     if not device.enough:
         return device.model.base
     candidates = device.matched()
-    found = device.filtered(candidates, "match")
-    tuned = device.tuned("coda", device.parts.train, candidates.take(found.kept), found.weights)
-    return device.judged("coda", tuned)
+    if classifier:
+        found = device.filtered(candidates, "match")
+        kept, weight = found.kept, found.weights
+    else:
+        most = round(device.settings.keep_per_local * len(device.parts.train))
+        kept = np.sort(device.rng("keep").permutation(len(candidates))[:most])
+        weight = np.ones(len(kept), np.float32)
+    if not weights:
+        weight = np.ones(len(kept), np.float32)
+    tuned = device.tuned(name, device.parts.train, candidates.take(kept), weight)
+    return device.judged(name, tuned) if judge else tuned
+
+
+def oracle(device: Device) -> Weights:
+    """A judge that sees the test rows: the best of cloud, local and CoDA for this user."""
+    test = device.parts.test
+    offered = [
+        device.model.base,
+        local(device),
+        coda(device, "coda"),
+        coda(device, "coda", judge=False),
+    ]
+    return max(offered, key=lambda weights: auc(test.labels, device.logits(test, weights)) or 0.0)
 
 
 METHODS: dict[str, Method] = {
     "cloud": Method(cloud, "the cloud's model as it is"),
     "local": Method(local, "fine-tuned on all local samples"),
-    "coda": Method(coda, "matched, filtered, tuned, judged"),
+    "local-judged": Method(local_judged, "fine-tuned on local samples, and judged"),
+    "local+random": Method(local_and_random, "local samples and random ones of others"),
+    "local+matched": Method(local_and_matched, "local samples and all candidates"),
+    "matched-only": Method(matched_only, "all candidates, no local sample"),
+    "mpda-random": Method(partial(mpda.run, choose=mpda.randomly), "MPDA over random users"),
+    "mpda-similar": Method(partial(mpda.run, choose=mpda.by_similarity), "MPDA over the most similar users"),
+    "coda": Method(coda, "matched, filtered, weighted, tuned, judged"),
+    "coda-no-classifier": Method(
+        partial(coda, name="coda-no-classifier", classifier=False), "CoDA that keeps candidates at random"
+    ),
+    "coda-no-weights": Method(partial(coda, name="coda-no-weights", weights=False), "CoDA whose kept samples weigh 1"),
+    "coda-no-judge": Method(partial(coda, judge=False), "CoDA whose result always serves"),
+    "oracle": Method(oracle, "best of cloud, local and CoDA by the test rows: an upper bound", reference=True),
 }
+"""By name, in the order of the tables."""
 
 
 def chosen(names: str) -> list[str]:

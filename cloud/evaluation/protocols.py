@@ -1,8 +1,8 @@
 """Who is examined, on what, and what the cloud may know by then. `docs/accuracy.md` says why the protocols are so.
 
-A user's events are cut in three: *context*, which only histories see; *local*, what the device trains and judges on; and
-*test*. The device matches right after its last local event (its match time): a pool sample that is later does not exist
-for it. Test histories end there too, so that no test row is in a feature of another.
+A user's events are cut in three: *context*, which only histories see; *local*, what the device trains and judges on;
+and *test*. The device matches right after its last local event (its match time): a pool sample that is later does not
+exist for it. Test histories end there too, so that no test row is in a feature of another.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Case:
-    """One examined user. events: context, local and test, ordered. local_from, test_from: positions in them. cap: of the
-    local samples; 0 where there is none."""
+    """One examined user. events: context, local and test, ordered. local_from, test_from: positions in them. cap: of
+    the local samples; 0 where there is none."""
 
     user: int
     events: Events
@@ -60,8 +60,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Split:
-    """cloud: what the cloud model is trained on. pool: what may be matched, each sample only after its time. cut: seconds;
-    cloud events are earlier. eligible: users that could have been examined. dropped: reason -> users."""
+    """cloud: what the cloud model is trained on. pool: what may be matched, each sample only after its time. cut:
+    seconds; cloud events are earlier. eligible: users that could have been examined. dropped: reason -> users."""
 
     protocol: str
     cloud: Dataset

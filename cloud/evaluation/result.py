@@ -53,8 +53,8 @@ class Examined(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """users: examined. seeds: how many. cut: seconds; the cloud model is trained on earlier events, `trained_on` of them,
-    and matching is over `pool` samples, each only after its time. settings: of the round."""
+    """users: examined. seeds: how many. cut: seconds; the cloud model is trained on earlier events, `trained_on` of
+    them, and matching is over `pool` samples, each only after its time. settings: of the round."""
 
     command: str
     version: str

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import joblib
@@ -15,7 +16,7 @@ import numpy as np
 
 import cloud
 import device_runtime
-from cloud.evaluation.cloud_side import Cloud, code_digest
+from cloud.evaluation.cloud_side import Cloud, Place, code_digest
 from cloud.evaluation.device import Device, Spent
 from cloud.evaluation.methods import METHODS
 from cloud.evaluation.protocols import Case
@@ -53,9 +54,9 @@ class UserResult(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Work:
-    """What a worker process needs, beside its chunk of users. folder: of the cloud."""
+    """What a worker process needs, beside its chunk of users."""
 
-    folder: Path
+    place: Place
     settings: RoundSettings
     methods: tuple[str, ...]
     growing: bool
@@ -108,7 +109,7 @@ def run(
 
 def examine(task: Task) -> int:
     """Play the devices of a chunk, write the results, and say how many there were."""
-    opened = _opened(task.work.folder)
+    opened = _opened(task.work.place)
     results = []
     with tempfile.TemporaryDirectory(prefix="coda-evaluate-") as scratch:
         for case in task.cases:
@@ -142,15 +143,10 @@ def score(labels: Float32, logits: Float32, spent: Spent, failed: str = "") -> S
     return Score(area, log_loss(labels, logits), bins, spent, failed)
 
 
-_last: dict[Path, Cloud] = {}
-
-
-def _opened(folder: Path) -> Cloud:
+@lru_cache(maxsize=1)
+def _opened(place: Place) -> Cloud:
     """The cloud that this process works with: loading it takes longer than a user does."""
-    if folder not in _last:
-        _last.clear()
-        _last[folder] = Cloud.open(folder)
-    return _last[folder]
+    return Cloud.open(place)
 
 
 def _name(work: Work) -> str:
@@ -158,10 +154,17 @@ def _name(work: Work) -> str:
     files = [
         *Path(device_runtime.__file__).parent.rglob("*.py"),
         *(here / "matching").rglob("*.py"),
-        *(here / "evaluation" / f"{name}.py" for name in ("device", "methods", "running", "cloud_side")),
+        *(here / "evaluation" / f"{name}.py" for name in ("device", "methods", "running", "cloud_side", "mpda")),
     ]
     facts = msgspec.json.encode(
-        [work.folder.name, msgspec.to_builtins(work.settings), work.methods, work.growing, code_digest(files)]
+        [
+            work.place.pool.parent.name,
+            work.place.pool.name,
+            msgspec.to_builtins(work.settings),
+            work.methods,
+            work.growing,
+            code_digest(files),
+        ]
     )
     return hashlib.sha256(facts).hexdigest()[:12]
 

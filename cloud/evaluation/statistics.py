@@ -59,9 +59,9 @@ class Stratum(msgspec.Struct, frozen=True):
 
 class MethodResult(msgspec.Struct, frozen=True):
     """mean_user_auc: of users' means over seeds. gauc: the same, weighted by test rows. log_loss, calibration (expected
-    calibration error over ten bins) and predicted_over_observed: over all test rows. better, same, worse: shares of users
-    against the cloud, beyond 0.01 AUC; raw: the same, beyond 0. p5: 5th percentile of the users' differences from the
-    cloud. reference: an upper bound, not a method. failed: rounds, users times seeds, in which training failed."""
+    calibration error over ten bins) and predicted_over_observed: over all test rows. better, same, worse: shares of
+    users against the cloud, beyond 0.01 AUC; raw: the same, beyond 0. p5: 5th percentile of the users' differences from
+    the cloud. reference: an upper bound, not a method. failed: rounds, users times seeds, in which training failed."""
 
     name: str
     about: str
@@ -110,7 +110,8 @@ def user_aucs(results: Mapping[int, Sequence[UserResult]], method: str) -> Float
     order = [user.user for user in each[0]]
     if any([user.user for user in seed] != order for seed in each):
         raise ValueError("the seeds have not examined the same users")
-    return np.array([[user.scores[method].auc for user in seed] for seed in each]).mean(0)
+    means: Floats = np.array([[user.scores[method].auc for user in seed] for seed in each]).mean(0)
+    return means
 
 
 def summarize(
