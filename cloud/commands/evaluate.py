@@ -35,10 +35,14 @@ class Command:
         )
         parser.add_argument("--items", type=Path, metavar="F", help="table of items")
         parser.add_argument("--positive-at", type=float, metavar="X", help="least rating that counts as a like")
-        parser.add_argument("--protocol", default="fresh", choices=("paper", "fresh", "cold"), help="(%(default)s)")
+        parser.add_argument(
+            "--protocol", default="fresh", choices=("paper", "fresh", "cold", "synthetic"), help="(%(default)s)"
+        )
         parser.add_argument(
             "--validation", action="store_true", help="play it before the test period, to choose settings"
         )
+        parser.add_argument("--heterogeneity", type=float, metavar="X", help="synthetic: 0 to 1 (default: a sweep)")
+        parser.add_argument("--table-out", type=Path, metavar="DIR", help="synthetic: write the made-up tables here")
         parser.add_argument("--methods", default="all", metavar="LIST", help="comma-separated, or all (%(default)s)")
         parser.add_argument("--model", default="DIN", metavar="NAME", help="a model's name or package.module:Class")
         parser.add_argument("--users", type=int, default=300, metavar="N", help="examined, at most (%(default)s)")

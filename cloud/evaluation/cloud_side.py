@@ -1,35 +1,28 @@
-"""The cloud of an evaluation: a model, its bundle and a pool, made once; and matching as of a given time."""
+"""The cloud of an evaluation, opened: a bundle and a pool, and matching as of a given time."""
 
 from __future__ import annotations
 
 import hashlib
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
-import export
-from cloud import training
-from cloud.datasets import Dataset
 from cloud.encoding import Encoder
 from cloud.evaluation import leaks
-from cloud.evaluation.protocols import Split
 from cloud.matching import ExactStore, match
-from cloud.pool import Pool, Segment, Tokens
-from device_runtime.bundle import BlobStore, Manifest, RoundSettings, open_manifest, write_atomically
+from cloud.pool import Pool, Segment
+from device_runtime.bundle import BlobStore, Manifest, open_manifest
 from device_runtime.engines import open_engine
 from device_runtime.errors import StoreError
-from device_runtime.identity import Signer
+from device_runtime.messages import BundleRef
 from device_runtime.model import VOCABULARY, Model
 from device_runtime.samples import Float32, Int32, Int64, Ragged, SampleBatch
-from device_runtime.stream import samples
 from device_runtime.wire import MatchAnswer, decode_query, encode_answer
-from export.checkpoint import Trained, TrainSettings
-from export.package import Source, build, read_ref
 
 
 @dataclass(frozen=True)
@@ -38,11 +31,6 @@ class Place:
 
     bundle: Path
     pool: Path
-
-
-Show = Callable[[str, int, int], None]
-"""Called with a stage's name, what is done, and what there is to do."""
-_CHUNK = 8192
 
 
 LEAST = 8
@@ -59,93 +47,23 @@ def token(user: int) -> int:
     return user + 1
 
 
-def prepare(split: Split, work: Path, settings: TrainSettings, show: Show) -> Place:
-    """A cloud for this split, made unless it is there. Splits with the same cloud events share a model.
-
-    A training that was cut short goes on from its last epoch; export and pool are made anew.
-
-    Raises:
-        CodaError: training or export failed.
-    """
-    place = Place(*_names(split, work, settings))
-    if not (place.bundle / "bundle.json").exists():
-        _export(training.train(split.cloud, place.bundle.parent / "model", settings, _training(show)), place, show)
-    if not (place.pool / "ready").exists():
-        shutil.rmtree(place.pool, ignore_errors=True)
-        manifest = Cloud.open(place).manifest
-        _fill(Pool(place.pool / "samples", manifest.schema, manifest.width), split.pool, manifest, place.bundle, show)
-        write_atomically(place.pool / "ready", b"")
-    return place
-
-
-def _training(show: Show) -> Callable[[int, int, float], None]:
-    return lambda epoch, done, _: show(f"train the cloud model, epoch {epoch}", done, 1000)
-
-
-def _export(trained: Trained, place: Place, show: Show) -> None:
-    shutil.rmtree(place.bundle, ignore_errors=True)
-    signer, stages, state = (
-        Signer.open_or_create(place.bundle.parent / "release.key"),
-        iter(range(1, 100)),
-        trained.state,
-    )
-    build(
-        Source(
-            state.dataset,
-            state.settings.model,
-            trained.model,
-            state.keys,
-            state.positive_at,
-            trained.metrics,
-            RoundSettings(),
-        ),
-        place.bundle,
-        version=1,
-        signer=signer,
-        answer_key=signer.public,
-        engines=[open_engine("onnx")],
-        progress=lambda what: show("export", next(stages), 6),
-    )
-
-
-def _fill(pool: Pool, dataset: Dataset, manifest: Manifest, bundle: Path, show: Show) -> None:
-    """One segment, ordered by time: what a device may see of it is its beginning."""
-    encoder = Encoder(manifest, BlobStore(bundle / "blobs"))
-    events = dataset.events
-    order = np.argsort(events.timestamp, kind="stable")
-    ordered = samples(events, manifest.schema)
-    embedded = []
-    for start in range(0, len(events), _CHUNK):  # in the contributors' order: their histories lie together
-        embedded.append(encoder.encode(ordered.take(slice(start, start + _CHUNK))))
-        show("embed the pool", min(start + _CHUNK, len(events)), len(events))
-    tokens: Tokens = (events.contributor.astype(np.uint64) + np.uint64(token(0)))[order]
-    pool.append(ordered.take(order), events.timestamp[order], tokens, np.concatenate(embedded)[order])
-
-
-def _names(split: Split, work: Path, settings: TrainSettings) -> tuple[Path, Path]:
-    """By all that they depend on: events, vocabulary, settings, and the code that trains and exports."""
-    digest = hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(settings, threads=0)))
-    root = Path(export.__file__).parent
-    digest.update(code_digest([*root.rglob("*.py"), Path(training.__file__)]).encode())
-    digest.update("\0".join(split.cloud.items).encode())
-    _update(digest, split.cloud)
-    model = digest.hexdigest()[:12]
-    _update(digest, split.pool)
-    return work / f"cloud-{model}" / "bundle", work / f"cloud-{model}" / f"pool-{digest.hexdigest()[:12]}"
-
-
-def _update(digest: hashlib._Hash, dataset: Dataset) -> None:
-    e = dataset.events
-    for array in (e.contributor, e.item, e.timestamp, e.label, e.observed, dataset.item_categories):
-        digest.update(np.ascontiguousarray(array).tobytes())
-
-
 def code_digest(files: Sequence[Path]) -> str:
     """Of the text of these files: results are only reused by the code that made them."""
     digest = hashlib.sha256()
     for path in sorted(files):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _marks(samples: SampleBatch) -> npt.NDArray[np.uint64]:
+    """uint64 [n]: hashes of item, label and history."""
+    history = samples.columns["history"]
+    assert isinstance(history, Ragged)
+    item = np.asarray(samples.columns["item"])
+    dense = np.column_stack([item, samples.labels >= 0.5, history.dense(samples.schema["history"].bound)])
+    factors = np.random.default_rng(0).integers(1, 1 << 63, dense.shape[1], dtype=np.uint64) | np.uint64(1)
+    marks: npt.NDArray[np.uint64] = (dense.astype(np.uint64) * factors).sum(1, dtype=np.uint64)
+    return marks
 
 
 class PoolBefore(Pool):
@@ -181,7 +99,7 @@ class Cloud:
     @classmethod
     def open(cls, place: Place) -> Cloud:
         """Raises: TrustError, StoreError: it is damaged."""
-        ref = read_ref(place.bundle)
+        ref = msgspec.json.decode((place.bundle / "bundle.json").read_bytes(), type=BundleRef)
         stored = BlobStore(place.bundle / "blobs").path(ref.manifest).read_bytes()
         return cls(place, open_manifest(ref, stored, (place.bundle / "release.pub").read_text().strip()))
 
@@ -226,6 +144,24 @@ class Cloud:
         candidates = candidates.take(np.argsort(history.starts, kind="stable"))
         rows = self.encoder.rows(candidates.ids(VOCABULARY), np.array(held, np.int32))
         return encode_answer(MatchAnswer(candidates, {VOCABULARY: rows} if len(rows.ids) else {}, shortfall))
+
+    @cached_property
+    def _origins(self) -> dict[int, tuple[int, int]]:
+        """A sample's content -> (token, timestamp)."""
+        found: dict[int, tuple[int, int]] = {}
+        for segment in self.pool.segments:
+            marks = _marks(segment.samples).tolist()
+            found |= zip(
+                marks, zip(segment.contributors.tolist(), segment.timestamps.tolist(), strict=True), strict=True
+            )
+        return found
+
+    def origins(self, candidates: SampleBatch) -> tuple[Int32, Int64]:
+        """(users int32 [n], timestamps int64 [n]) of candidates, which themselves do not say: for judging a filter from
+        outside. Right as long as no two contributors have the same item, label and history."""
+        found = [self._origins[mark] for mark in _marks(candidates).tolist()]
+        users = np.array([one - token(0) for one, _ in found], np.int32)
+        return users, np.array([time for _, time in found], np.int64)
 
     def answer_with(self, pool: PoolBefore, positions: Int64, held: Sequence[int]) -> bytes:
         """An answer's frame that holds these samples of the pool."""

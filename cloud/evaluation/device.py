@@ -35,7 +35,8 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True)
 class Spent:
-    """What a method cost on the device. peak_mib: of this process, the cloud's part in it included."""
+    """What a method cost on the device. peak_mib: of this process, the cloud's part in it included. kept: samples of
+    others that were trained on."""
 
     cpu_s: float = 0.0
     peak_mib: float = 0.0
@@ -191,7 +192,8 @@ class Device:
             moved = personalize.tune(self.model, start, table, local, kept, kept_weights, used, self.rng(name))
             return _joined(start, moved)
 
-        count = 0 if kept is None else len(kept)
+        mine = local is self.parts.local or local is self.parts.train
+        count = (0 if mine else len(local)) + (0 if kept is None else len(kept))
         return self.stage(f"tune {name}", tune, lambda _: Spent(kept=count))
 
     def judged(self, name: str, weights: Weights) -> Weights:

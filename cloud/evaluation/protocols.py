@@ -72,11 +72,13 @@ class Split:
     dropped: dict[str, int]
 
 
-def split(dataset: Dataset, protocol: str, users: int, *, validation: bool = False, seed: int = 0) -> Split:
+def split(
+    dataset: Dataset, protocol: str, users: int, *, validation: bool = False, seed: int = 0, cut: int | None = None
+) -> Split:
     """Choose at most `users` examined users at random among those that the protocol admits, and cut their events.
 
     validation: the same protocol played within the events that the real one trains the cloud model on; no event that is
-    local or tested there is touched, so choices may be made on it.
+    local or tested there is touched, so choices may be made on it. cut: seconds, where the data has a natural one.
 
     Raises:
         InputError: nobody can be examined, or nothing is left for the cloud.
@@ -86,7 +88,7 @@ def split(dataset: Dataset, protocol: str, users: int, *, validation: bool = Fal
     if validation:
         dataset = dataset.take(dataset.events.timestamp < _cut(dataset.events, share))
         _require(dataset, "the validation period")
-    cut = _cut(dataset.events, share)
+    cut = _cut(dataset.events, share) if cut is None else cut
     found: list[Case] = []
     dropped: Counter[str] = Counter()
     rng = np.random.default_rng([seed, PROTOCOLS.index(protocol)])

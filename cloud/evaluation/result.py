@@ -16,6 +16,7 @@ from cloud.datasets import Dataset
 from cloud.evaluation.protocols import Split
 from cloud.evaluation.running import UserResult
 from cloud.evaluation.statistics import Difference, MethodResult
+from cloud.evaluation.synthetic import FilterTruth, Found
 from cloud.report import words
 from device_runtime import __version__
 from device_runtime.bundle import RoundSettings
@@ -52,9 +53,18 @@ class Examined(msgspec.Struct, frozen=True):
     aucs: dict[str, float]
 
 
+class Knob(msgspec.Struct, frozen=True):
+    """What came out at one heterogeneity."""
+
+    heterogeneity: float
+    filter: FilterTruth | None
+    methods: list[MethodResult]
+
+
 class Result(msgspec.Struct, frozen=True):
     """users: examined. seeds: how many. cut: seconds; the cloud model is trained on earlier events, `trained_on` of
-    them, and matching is over `pool` samples, each only after its time. settings: of the round."""
+    them, and matching is over `pool` samples, each only after its time. settings: of the round. filter: where the truth
+    is known. sweep: of the synthetic protocol; the other fields are then those of its last heterogeneity."""
 
     command: str
     version: str
@@ -76,6 +86,8 @@ class Result(msgspec.Struct, frozen=True):
     settings: RoundSettings
     methods: list[MethodResult]
     examined: list[Examined]
+    filter: FilterTruth | None = None
+    sweep: list[Knob] = []
 
 
 def dataset_facts(dataset: Dataset) -> DatasetFacts:
@@ -97,6 +109,42 @@ def examined(results: Mapping[int, Sequence[UserResult]]) -> list[Examined]:
         aucs = {name: float(np.mean([user.scores[name].auc for user in same])) for name in one.scores}
         found.append(Examined(one.local, one.test, one.positives, aucs))
     return found
+
+
+def filter_truth(results: Mapping[int, Sequence[UserResult]]) -> FilterTruth | None:
+    """Means over users and seeds; None where the truth is not known."""
+    known = [user.filter for seed in results.values() for user in seed if user.filter is not None]
+    if not known:
+        return None
+
+    def mean(kind: str) -> Found:
+        each = [getattr(one, kind) for one in known]
+        return Found(*(float(np.mean([getattr(f, name) for f in each])) for name in Found.__struct_fields__))
+
+    return FilterTruth(mean("group"), mean("taste"))
+
+
+def sweep_table(result: Result) -> Table:
+    """One row a heterogeneity."""
+    shown = Table(title=Text("by heterogeneity"), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    names = [m.name for m in result.sweep[0].methods if m.name in ("local", "coda")]
+    shown.add_column("hetero-\ngeneity", justify="right")
+    shown.add_column("cloud's\nuser AUC", justify="right")
+    for name in names:
+        shown.add_column(f"{name}\nminus cloud", justify="right", no_wrap=True)
+    shown.add_column("coda\nminus local", justify="right", no_wrap=True)
+    for kind in ("own group", "own taste"):
+        shown.add_column(f"{kind}\nprecision\n(share)", justify="right")
+        shown.add_column("\nrecall\n(kept)", justify="right")
+    for knob in result.sweep:
+        by = {m.name: m for m in knob.methods}
+        cells = [f"{knob.heterogeneity:g}", words.auc(by["cloud"].mean_user_auc)]
+        cells += [_difference(by[name].vs_cloud) for name in names]
+        cells.append(_difference(by["coda"].vs_local) if "coda" in by else "–")
+        for found in (knob.filter.group, knob.filter.taste) if knob.filter else ():
+            cells += [f"{found.precision:.2f} ({found.share:.2f})", f"{found.recall:.2f} ({found.kept:.2f})"]
+        shown.add_row(*cells)
+    return shown
 
 
 def machine() -> dict[str, object]:
@@ -121,13 +169,13 @@ def table(result: Result) -> Table:
         show_edge=False,
     )
     shown.add_column("method", no_wrap=True)
-    for name in ("user\nAUC", "GAUC", "log\nloss", "calib.\nerror", "minus cloud\n[95 %]", "minus local\n[95 %]"):
+    for name in ("user\nAUC", "GAUC", "log\nloss", "ECE", "minus cloud\n[95 %]", "minus local\n[95 %]"):
         shown.add_column(name, justify="right", no_wrap=True)
-    for name in ("better/\nworse %", "p5", "CPU\ns", "KB\ndown", "kept"):
+    for name in ("up/\ndown", "p5", "CPU\ns", "KB\ndown", "kept"):
         shown.add_column(name, justify="right", no_wrap=True)
     for m in result.methods:
         shown.add_row(
-            f"{m.name} (bound)" if m.reference else m.name,
+            f"{m.name} *" if m.reference else m.name,
             words.auc(m.mean_user_auc),
             words.auc(m.gauc),
             words.auc(m.log_loss, 3),
@@ -147,14 +195,19 @@ def table(result: Result) -> Table:
 def _difference(found: Difference) -> str:
     if found.ci95 is None:
         return words.signed(found.mean)
-    return f"{words.signed(found.mean)} [{words.signed(found.ci95[0])}, {words.signed(found.ci95[1])}]"
+    low, high = (f"{end:+.3f}".replace("-", "−") for end in found.ci95)
+    return f"{words.signed(found.mean)} [{low}, {high}]"
 
 
 def _caption(result: Result) -> str:
-    lines = ["better/worse: users more than 0.01 AUC above or below the cloud; p5: the 5th percentile user."]
+    lines = [
+        "up/down: % of users more than 0.01 AUC above or below the cloud; p5: the 5th percentile user; "
+        "ECE: calibration error."
+    ]
     lines += [f"not examined: {count} users: {reason}" for reason, count in result.dropped.users.items()]
     if result.dropped.not_drawn:
         lines.append(f"not examined: {result.dropped.not_drawn} users more than were asked for")
+    lines += [f"* {m.name}: {m.about}" for m in result.methods if m.reference]
     lines += [f"not read: {count} rows: {reason}" for reason, count in result.dropped.rows.items()]
     lines += [f"{m.name}: training failed in {m.failed} rounds" for m in result.methods if m.failed]
     return "\n".join(lines)

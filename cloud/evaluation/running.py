@@ -20,6 +20,7 @@ from cloud.evaluation.cloud_side import Cloud, Place, code_digest
 from cloud.evaluation.device import Device, Spent
 from cloud.evaluation.methods import METHODS
 from cloud.evaluation.protocols import Case
+from cloud.evaluation.synthetic import FilterTruth, Truth, examine_filter
 from device_runtime.bundle import RoundSettings, write_atomically
 from device_runtime.errors import EngineError, EngineUnavailable
 from device_runtime.metrics import auc, log_loss
@@ -42,7 +43,8 @@ class Score(msgspec.Struct, frozen=True):
 
 
 class UserResult(msgspec.Struct, frozen=True):
-    """user: number in the data set. local, test: rows. positives: share among the test rows. cap: see `Case`."""
+    """user: number in the data set. local, test: rows. positives: share among the test rows. cap: see `Case`.
+    filter: how well the filter chose, where the truth is known."""
 
     user: int
     local: int
@@ -50,16 +52,18 @@ class UserResult(msgspec.Struct, frozen=True):
     positives: float
     cap: int
     scores: dict[str, Score]
+    filter: FilterTruth | None = None
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a worker process needs, beside its chunk of users."""
+    """What a worker process needs, beside its chunk of users. truth: of synthetic data."""
 
     place: Place
     settings: RoundSettings
     methods: tuple[str, ...]
     growing: bool
+    truth: Truth | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,10 @@ def examine(task: Task) -> int:
     with tempfile.TemporaryDirectory(prefix="coda-evaluate-") as scratch:
         for case in task.cases:
             device = Device(opened, case, task.work.settings, task.seed, Path(scratch), task.work.growing)
-            results.append(_examined(device, task.work.methods))
+            result = _examined(device, task.work.methods)
+            if task.work.truth is not None:
+                result = msgspec.structs.replace(result, filter=_filter_truth(device, task.work.truth))
+            results.append(result)
     write_atomically(task.result, msgspec.json.encode(results))
     return len(results)
 
@@ -132,6 +139,13 @@ def _examined(device: Device, methods: Sequence[str]) -> UserResult:
     return UserResult(
         device.case.user, len(device.parts.local), len(test), float(test.labels.mean()), device.case.cap, scores
     )
+
+
+def _filter_truth(device: Device, truth: Truth) -> FilterTruth | None:
+    candidates = device.matched()
+    kept = device.filtered(candidates, "match").kept
+    users, times = device.cloud.origins(candidates)
+    return examine_filter(truth, device.case.user, candidates, users, times, kept)
 
 
 def score(labels: Float32, logits: Float32, spent: Spent, failed: str = "") -> Score:
@@ -154,7 +168,10 @@ def _name(work: Work) -> str:
     files = [
         *Path(device_runtime.__file__).parent.rglob("*.py"),
         *(here / "matching").rglob("*.py"),
-        *(here / "evaluation" / f"{name}.py" for name in ("device", "methods", "running", "cloud_side", "mpda")),
+        *(
+            here / "evaluation" / f"{name}.py"
+            for name in ("device", "methods", "running", "cloud_side", "mpda", "synthetic")
+        ),
     ]
     facts = msgspec.json.encode(
         [

@@ -1,0 +1,110 @@
+"""Makes the cloud of an evaluation: trains, exports, fills the pool. Needs torch, which the workers do without."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+import export
+from cloud import training
+from cloud.datasets import Dataset
+from cloud.encoding import Encoder
+from cloud.evaluation.cloud_side import Cloud, Place, code_digest, token
+from cloud.evaluation.protocols import Split
+from cloud.pool import Pool, Tokens
+from device_runtime.bundle import BlobStore, Manifest, RoundSettings, write_atomically
+from device_runtime.engines import open_engine
+from device_runtime.identity import Signer
+from device_runtime.stream import samples
+from export.checkpoint import Trained, TrainSettings
+from export.package import Source, build
+
+Show = Callable[[str, int, int], None]
+"""Called with a stage's name, what is done, and what there is to do."""
+_CHUNK = 8192
+
+
+def prepare(split: Split, work: Path, settings: TrainSettings, show: Show) -> Place:
+    """A cloud for this split, made unless it is there. Splits with the same cloud events share a model.
+
+    A training that was cut short goes on from its last epoch; export and pool are made anew.
+
+    Raises:
+        CodaError: training or export failed.
+    """
+    place = Place(*_names(split, work, settings))
+    if not (place.bundle / "bundle.json").exists():
+        _export(training.train(split.cloud, place.bundle.parent / "model", settings, _training(show)), place, show)
+    if not (place.pool / "ready").exists():
+        shutil.rmtree(place.pool, ignore_errors=True)
+        manifest = Cloud.open(place).manifest
+        _fill(Pool(place.pool / "samples", manifest.schema, manifest.width), split.pool, manifest, place.bundle, show)
+        write_atomically(place.pool / "ready", b"")
+    return place
+
+
+def _training(show: Show) -> Callable[[int, int, float], None]:
+    return lambda epoch, done, _: show(f"train the cloud model, epoch {epoch}", done, 1000)
+
+
+def _export(trained: Trained, place: Place, show: Show) -> None:
+    shutil.rmtree(place.bundle, ignore_errors=True)
+    signer, stages, state = (
+        Signer.open_or_create(place.bundle.parent / "release.key"),
+        iter(range(1, 100)),
+        trained.state,
+    )
+    build(
+        Source(
+            state.dataset,
+            state.settings.model,
+            trained.model,
+            state.keys,
+            state.positive_at,
+            trained.metrics,
+            RoundSettings(),
+        ),
+        place.bundle,
+        version=1,
+        signer=signer,
+        answer_key=signer.public,
+        engines=[open_engine("onnx")],
+        progress=lambda what: show("export", next(stages), 6),
+    )
+
+
+def _fill(pool: Pool, dataset: Dataset, manifest: Manifest, bundle: Path, show: Show) -> None:
+    """One segment, ordered by time: what a device may see of it is its beginning."""
+    encoder = Encoder(manifest, BlobStore(bundle / "blobs"))
+    events = dataset.events
+    order = np.argsort(events.timestamp, kind="stable")
+    ordered = samples(events, manifest.schema)
+    embedded = []
+    for start in range(0, len(events), _CHUNK):  # in the contributors' order: their histories lie together
+        embedded.append(encoder.encode(ordered.take(slice(start, start + _CHUNK))))
+        show("embed the pool", min(start + _CHUNK, len(events)), len(events))
+    tokens: Tokens = (events.contributor.astype(np.uint64) + np.uint64(token(0)))[order]
+    pool.append(ordered.take(order), events.timestamp[order], tokens, np.concatenate(embedded)[order])
+
+
+def _names(split: Split, work: Path, settings: TrainSettings) -> tuple[Path, Path]:
+    """By all that they depend on: events, vocabulary, settings, and the code that trains and exports."""
+    digest = hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(settings, threads=0)))
+    root = Path(export.__file__).parent
+    digest.update(code_digest([*root.rglob("*.py"), Path(training.__file__)]).encode())
+    digest.update("\0".join(split.cloud.items).encode())
+    _update(digest, split.cloud)
+    model = digest.hexdigest()[:12]
+    _update(digest, split.pool)
+    return work / f"cloud-{model}" / "bundle", work / f"cloud-{model}" / f"pool-{digest.hexdigest()[:12]}"
+
+
+def _update(digest: hashlib._Hash, dataset: Dataset) -> None:
+    e = dataset.events
+    for array in (e.contributor, e.item, e.timestamp, e.label, e.observed, dataset.item_categories):
+        digest.update(np.ascontiguousarray(array).tobytes())
