@@ -16,7 +16,7 @@ from cloud.evaluation.running import BINS, Score, UserResult
 
 BEYOND = 0.01
 """AUC by which a user must differ to count as better or worse."""
-RESAMPLES = 10_000
+RESAMPLES, _BLOCK = 10_000, 1_000
 STRATA = (10, 20, 50, 100, 200)
 """Upper ends of the strata by local sample count; the last has none."""
 
@@ -87,10 +87,9 @@ def bootstrap(differences: Floats, seed: int = 0) -> Difference:
     """differences: float64 [users]."""
     if len(differences) < 2:
         return Difference(float(differences.mean()), None)
-    rng = np.random.default_rng(seed)
-    means = np.array(
-        [differences[rng.integers(0, len(differences), len(differences))].mean() for _ in range(RESAMPLES)]
-    )
+    rng, count = np.random.default_rng(seed), len(differences)
+    blocks = [differences[rng.integers(0, count, (_BLOCK, count))].mean(1) for _ in range(RESAMPLES // _BLOCK)]
+    means = np.concatenate(blocks)
     low, high = np.quantile(means, [0.025, 0.975])
     return Difference(float(differences.mean()), (float(low), float(high)))
 

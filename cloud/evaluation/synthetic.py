@@ -138,7 +138,8 @@ def _tastes(count: int, shown: npt.NDArray[np.float64], rng: np.random.Generator
     liked by each, and tastes are as different as chance allows (orthogonal)."""
     raw, _ = np.linalg.qr(rng.normal(size=(shown.shape[1], count)))
     weights: npt.NDArray[np.float64] = raw.T
-    return weights - np.median(weights @ shown.T, 1, keepdims=True) / shown.sum(1).mean()
+    centred: npt.NDArray[np.float64] = weights - np.median(weights @ shown.T, 1, keepdims=True) / shown.sum(1).mean()
+    return centred
 
 
 @dataclass(frozen=True)
