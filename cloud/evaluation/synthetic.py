@@ -35,18 +35,18 @@ START, CUT, END = 1_600_000_000, 1_610_000_000, 1_620_000_000
 class World(msgspec.Struct, frozen=True):
     """How much there is. before, after: rows of a user before and after the cut. flipped: share of wrong labels."""
 
-    users: int = 900
+    users: int = 1000
     items: int = 600
     facets: int = 3
-    values: int = 8
-    types: int = 6
+    values: int = 6
+    types: int = 3
     groups: int = 4
-    before: int = 60
+    before: int = 80
     after: int = 60
     flipped: float = 0.1
 
 
-WORLD, QUICK = World(), World(users=150, items=300, before=40)
+WORLD, QUICK = World(), World(users=150, items=300)
 
 
 @dataclass(frozen=True)
