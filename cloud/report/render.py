@@ -82,13 +82,13 @@ def page(report: DemoReport, summary: Summary) -> str:
         seconds=seconds,
         peaks=peaks,
         engines=[engine for engine in summary.overhead if engine != "all"],
-        loop=_both(lambda width: diagram.loop(_sizes(summary), width), _WIDE),
-        aucs=_both(lambda width: plots.aucs(devices, summary, width)),
-        gains=_both(lambda width: plots.gains(devices, summary.coda_minus_cloud, width)),
-        cpu=_both(lambda width: plots.cpu(seconds, width)),
-        memory=_both(lambda width: plots.memory(peaks, width)),
-        scores=_both(lambda width: plots.scores(together, width)) if together else None,
-        kept=_both(lambda width: plots.kept(devices, width)),
+        loop=both(lambda width: diagram.loop(_sizes(summary), width), _WIDE),
+        aucs=both(lambda width: plots.aucs(devices, summary, width)),
+        gains=both(lambda width: plots.gains(devices, summary.coda_minus_cloud, width)),
+        cpu=both(lambda width: plots.cpu(seconds, width)),
+        memory=both(lambda width: plots.memory(peaks, width)),
+        scores=both(lambda width: plots.scores(together, width)) if together else None,
+        kept=both(lambda width: plots.kept(devices, width)),
         together=together,
         ranked=_ranked(devices),
     )
@@ -156,7 +156,7 @@ def _by_gain(device: DeviceResult) -> tuple[bool, float, float]:
     return device.gain is None, -(device.gain or 0.0), -(device.auc.cloud or 0.0)
 
 
-def _both(draw: Callable[[int], Markup], width: int = _HALF) -> Markup:
+def both(draw: Callable[[int], Markup], width: int = _HALF) -> Markup:
     """A picture for wide screens and one for narrow ones; the page shows one of them."""
     wide = draw(width)
     if not wide:
