@@ -280,12 +280,31 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)
     except OSError as error:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
         raise StoreError(f"cannot write {path}: {error.strerror}; free some space or choose another folder") from None
+
+
+def move_durably(source: Path, target: Path) -> None:
+    """Rename a whole file within one disk; it is at one of the two places also after a power cut.
+
+    Raises:
+        StoreError: the disk refused, or there is no such file.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.replace(target)
+        sync_folder(target.parent)
+    except OSError as error:
+        raise StoreError(f"cannot move {source} to {target}: {error.strerror}; check that it can be written") from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Make what was renamed in a folder durable. Raises: OSError."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

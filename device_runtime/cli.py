@@ -41,7 +41,7 @@ start here:
   coda COMMAND --help                 each command explains itself, with an example
 
 exit status: 0 done, 2 bad input, 3 an engine or an extra is missing, 4 server or network, 5 something is not
-authentic, 6 local storage, 1 anything else.
+authentic, 6 local storage, 7 put aside and to be taken up again, 1 anything else.
 """
 
 

@@ -12,6 +12,7 @@ CodaError
  +- TrustError            something that must be authentic is not         exit status 5
  +- WireError             bytes that do not decode                        exit status 5
  +- StoreError            local storage                                   exit status 6
+ +- Yielded               the device is needed otherwise; goes on later   exit status 7
 """
 
 
@@ -83,3 +84,9 @@ class StoreError(CodaError):
     """The local store is full, unreadable, or of another version."""
 
     exit_status = 6
+
+
+class Yielded(CodaError):
+    """Work was put aside because the device is needed otherwise, or a budget is used up; the next call goes on."""
+
+    exit_status = 7

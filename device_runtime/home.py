@@ -4,6 +4,7 @@ HOME/coda.db                  events, journal, what serves (store.py)
 HOME/device.key               the private key, readable by its owner only
 HOME/blobs/                   bundle files by content hash
 HOME/weights/VERSION.safetensors
+HOME/rounds/ID/               working files of the round under way (working.py)
 HOME/cache/                   the ExecuTorch shim, where the machine has no other
 """
 
@@ -14,9 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors.numpy import save as save_safetensors
-
-from device_runtime.bundle import BlobStore, Manifest, open_manifest, read_tensors, write_atomically
+from device_runtime.bundle import BlobStore, Manifest, move_durably, open_manifest, read_tensors
 from device_runtime.counting import ByteCounter
 from device_runtime.engines import Engine, installed
 from device_runtime.errors import InputError, StoreError
@@ -39,6 +38,7 @@ class DeviceHome:
         self.path = path
         self.store = Store(path / "coda.db")
         self.blobs = BlobStore(path / "blobs")
+        self.rounds = path / "rounds"
         self.cache = path / "cache"
 
     def __enter__(self) -> DeviceHome:
@@ -151,12 +151,20 @@ class DeviceHome:
             raise StoreError(f"cannot read the weights {path}: {error.strerror}") from None
         return Weights.from_tensors(read_tensors(data, str(path)), found[0])
 
-    def activate(self, weights: Weights, bundle: int) -> None:
-        """Let weights serve. Killed at any point, either the old ones serve or the new ones, whole."""
-        write_atomically(self._weights_path(weights.version), save_safetensors(weights.tensors()))
-        self.store.use_weights(weights.version, bundle)
+    def place_weights(self, version: str, source: Path) -> None:
+        """Move a file of weights to where it can serve, without writing it again; harmless if done before.
+
+        They serve once the store says so. Raises: StoreError: the disk refused, or the file is gone.
+        """
+        target = self._weights_path(version)
+        if not target.exists():
+            move_durably(source, target)
+
+    def drop_superseded(self) -> None:
+        """Remove weights that do not serve, and never will."""
+        serving = self.store.weights()
         for path in (self.path / "weights").glob("*.safetensors"):
-            if path.stem != weights.version:
+            if serving is None or path.stem != serving[0]:
                 path.unlink(missing_ok=True)
 
     def _weights_path(self, version: str) -> Path:

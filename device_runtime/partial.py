@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from device_runtime.bundle import MAX_FILE, BlobStore, FileRef
+from device_runtime.bundle import MAX_FILE, BlobStore, FileRef, sync_folder
 from device_runtime.errors import StoreError, WireError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -63,11 +63,14 @@ class PartialBlob:
         Raises:
             StoreError: the disk refused.
         """
-        with self._storing(), self._path.open("ab") as file:
+        # unbuffered: what has arrived is the kernel's at once, and a kill does not lose it
+        with self._storing(), self._path.open("ab", buffering=0) as file:
             if file.tell() != at:
                 file.truncate(at)
             for chunk in chunks:
-                file.write(chunk)
+                rest = memoryview(chunk)
+                while rest:
+                    rest = rest[file.write(rest) :]
                 self.received += len(chunk)
 
     def is_genuine(self) -> bool:
@@ -83,11 +86,7 @@ class PartialBlob:
             with self._path.open("rb") as file:
                 os.fsync(file.fileno())
             self._path.replace(self._target)
-            folder = os.open(self._target.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            sync_folder(self._target.parent)
 
     def discard(self) -> None:
         with self._storing():

@@ -11,9 +11,9 @@ import numpy as np
 from device_runtime import personalize
 from device_runtime.errors import InputError
 from device_runtime.home import DeviceHome
+from device_runtime.local import as_stream, known_events, local_samples, personal_table
 from device_runtime.metrics import auc, log_loss
 from device_runtime.model import VOCABULARY, Model, Weights
-from device_runtime.round import as_stream, known_events, local_samples, personal_table
 from device_runtime.samples import Column, Float32, Int32, Ragged, SampleBatch
 from device_runtime.store import Event
 from device_runtime.stream import Events, samples
@@ -58,7 +58,7 @@ def rank(home: DeviceHome, model: Model, weights: Weights, items: Sequence[str] 
         for number in model.held():
             shard = model.shard(number)
             catalogue |= dict(zip(shard.keys, shard.ids.tolist(), strict=True))
-        seen = {event.item for event in home.store.events()}
+        seen = set(home.store.items())
         catalogue = {key: i for key, i in catalogue.items() if key not in seen}
     else:
         held = set(model.held())

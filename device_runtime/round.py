@@ -2,34 +2,42 @@
 
 A round starts from the bundle's weights with all local samples, not from earlier personal weights: what it ends with
 depends on the data, not on how many rounds came before. Whatever goes wrong, the weights that served before still do.
+
+The states are those of `journal`. Each step does its work, writes its result to a working file, and then commits the
+state that it leads to; a round that is cut off goes on after the last step that was committed, and ends with the same
+weights as one that was not.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save as save_safetensors
 
 from device_runtime import filtering, personalize, query
-from device_runtime.bundle import FileRef, files_of
-from device_runtime.engines import Array, Engine
-from device_runtime.engines.selftest import self_test
-from device_runtime.errors import CodaError, Refused, TransportError, TrustError
+from device_runtime.bundle import read_tensors
+from device_runtime.engines import Engine
+from device_runtime.errors import CodaError, Refused, StoreError, TransportError, Yielded
 from device_runtime.home import DeviceHome
 from device_runtime.identity import answer_text, verify
-from device_runtime.messages import BundleRef, RoundReport, Verdict, from_json, to_json
+from device_runtime.journal import FINAL, FilterView, Inputs, Progress, obstacle, stream_of
+from device_runtime.local import Local, local_samples, personal_table
+from device_runtime.messages import RoundReport, to_json
 from device_runtime.meter import Meter
 from device_runtime.model import VOCABULARY, Model, Weights
-from device_runtime.samples import Float32, SampleBatch
-from device_runtime.store import Event, labels
-from device_runtime.stream import Events, samples
-from device_runtime.tables import LocalTable
+from device_runtime.pull import pull
+from device_runtime.samples import Float32, Int32, SampleBatch
 from device_runtime.transport import Transport
-from device_runtime.wire import MatchAnswer, MatchQuery, decode_answer, encode_contribution, encode_query
+from device_runtime.wire import MatchAnswer, MatchQuery, Rows, decode_answer, encode_contribution, encode_query
+from device_runtime.working import WorkingFiles
+from device_runtime.yielding import AskingEngine, Pulse
 
 FRAME = "application/vnd.coda.frame"
 _BINS = np.linspace(0, 1, 21)
@@ -48,194 +56,201 @@ class RoundOptions:
 
 
 @dataclass(frozen=True)
-class FilterView:
-    """What the filter did, for the device's own eyes: counts of candidates by score, and shares of liked ones."""
-
-    edges: list[float]
-    kept: list[int]
-    dropped: list[int]
-    kept_positive_share: float | None
-    candidates_positive_share: float | None
-
-
-@dataclass(frozen=True)
 class RoundResult:
-    """filter: None where nothing was matched. traffic: bytes (up, down) by message, this round's."""
+    """filter: None where nothing was matched. traffic: bytes (up, down) by message, this round's. resumed: how often
+    it was taken up again after having been cut off."""
 
     report: RoundReport
     filter: FilterView | None
     traffic: dict[str, tuple[int, int]]
-
-
-@dataclass(frozen=True)
-class Local:
-    """Local samples, oldest first: those to train on and those that only the judge sees. unknown: events of items that
-    the catalogue does not have."""
-
-    train: SampleBatch
-    held_out: SampleBatch
-    unknown: int
-
-    @property
-    def everything(self) -> SampleBatch:
-        return SampleBatch.concatenate([self.train, self.held_out])
+    resumed: int = 0
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The kept candidates, their weights, and what matching and filtering did."""
+    """The kept candidates and their weights."""
 
     kept: SampleBatch
     weights: Float32
-    candidates: int
-    view: FilterView
 
 
 class Round:
-    """Runs once. Use `run_round`."""
+    """Runs once, from its first step or from where the last process left it. Use `run_round`."""
 
     def __init__(
-        self, home: DeviceHome, transport: Transport, engine: Engine, options: RoundOptions, now: Callable[[], float]
+        self,
+        home: DeviceHome,
+        transport: Transport,
+        engine: Engine,
+        options: RoundOptions,
+        now: Callable[[], float],
+        pulse: Pulse | None = None,
     ) -> None:
-        self.home, self.transport, self.engine, self.options = home, transport, engine, options
+        self.home, self.transport, self.options = home, transport, options
+        self.engine = engine if pulse is None else AskingEngine(engine, pulse)
         self.meter = Meter(home.path, transport.counter)
-        self.id = secrets.token_hex(8)
         self._before = dict(transport.counter.by_label)
-        earlier = home.store.start_round(self.id, now())
-        self.rng = np.random.default_rng([options.seed, earlier])
-        self.local_count = self.candidate_count = self.kept_count = self.bundle = 0
-        self.verdict: Verdict | None = None
-        self.view: FilterView | None = None
+        self.id, self.state, self.progress = self._open(now())
+        self._phases, self._traffic_before = list(self.progress.phases), dict(self.progress.traffic)
+        self.files = WorkingFiles(home.rounds / self.id)
+        WorkingFiles.clear_others(home.rounds, self.id)
+        self._steps = {
+            "started": self._pull,
+            "pulled": self._encode,
+            "encoded": self._match if options.match else self._tune,
+            "matched": self._filter,
+            "filtered": self._tune,
+            "tuned": self._judge,
+            "judged": self._activate,
+            "activated": self._conclude,
+        }
+
+    def _open(self, now: float) -> tuple[str, str, Progress]:
+        """The round that was cut off, if it can go on; else a new one."""
+        store = self.home.store
+        found = store.unfinished()
+        if found is not None and found.progress is not None:
+            progress, serving = found.progress, store.bundle()
+            files = WorkingFiles(self.home.rounds / found.id)
+            reason = obstacle(
+                found.state,
+                progress,
+                self._inputs(progress.inputs.until, progress.inputs.ordinal),
+                now - found.started,
+                serving[0].manifest if serving else "",
+                files.whole(progress.files),
+            )
+            if not reason:
+                progress.resumed += 1
+                return found.id, found.state, progress
+        round_id = secrets.token_hex(8)
+        return round_id, "started", store.start_round(round_id, now, lambda n: self._inputs(store.last_event(), n))
+
+    def _inputs(self, until: int, ordinal: int) -> Inputs:
+        return Inputs(
+            seed=self.options.seed,
+            match=self.options.match,
+            engine=f"{self.engine.name} {self.engine.version}",
+            until=until,
+            events=self.home.store.count_events(until),
+            ordinal=ordinal,
+        )
 
     def run(self) -> RoundResult:
         try:
-            outcome = self._personalize()
-        except CodaError as error:
-            self._finish("failed", "failed", type(error).__name__)
+            while (step := self._steps[self.state]()) not in FINAL:
+                self._commit(step)
+        except Yielded:
+            self._note_cost()
+            self.home.store.note_progress(self.id, self.progress)
             raise
-        return self._finish("done", outcome)
+        except CodaError as error:
+            self.progress.outcome = "failed"
+            with suppress(StoreError):  # where nothing can be written, the round stays to be taken up again
+                self._finish("failed", type(error).__name__)
+            raise
+        return self._finish("done")
 
-    def _personalize(self) -> str:
-        model = self._pull()
+    def _commit(self, state: str) -> None:
+        if state != "activated":  # which `_activate` has committed together with what it activates
+            self._note_cost()
+            self.home.store.advance_round(self.id, state, self.progress)
+        self.state = state
+
+    def _rng(self) -> np.random.Generator:
+        """Of the step that follows the present state."""
+        return np.random.default_rng(stream_of(self.progress, self.state))
+
+    # -- what steps hand on, from memory or from the working files -------------------------------------------------
+
+    @cached_property
+    def model(self) -> Model:
+        return self.home.model(self.engine)
+
+    @cached_property
+    def local(self) -> Local:
+        return local_samples(self.home, self.model, self.progress.inputs.until)
+
+    @cached_property
+    def answer(self) -> MatchAnswer | None:
+        """None where nothing was asked for."""
+        if "answer" not in self.progress.files:
+            return None
+        return decode_answer(self.files.read("answer"), self.model.manifest.schema)
+
+    @property
+    def rows(self) -> Rows | None:
+        """The item rows that came with the candidates."""
+        return self.answer.rows.get(VOCABULARY) if self.answer else None
+
+    def _ids(self) -> Int32:
+        ids = self.local.everything.ids(VOCABULARY)
+        return np.union1d(ids, self.answer.candidates.ids(VOCABULARY)).astype(np.int32) if self.answer else ids
+
+    def _keep(self, name: str, data: bytes) -> None:
+        self.progress.files[name] = self.files.write(name, data)
+
+    def _tensors(self, name: str) -> dict[str, npt.NDArray[np.generic]]:
+        return read_tensors(self.files.read(name), f"the working file {name!r}")
+
+    # -- the steps: each returns the state that it leads to --------------------------------------------------------
+
+    def _pull(self) -> str:
+        self.__dict__.pop("model", None)
+        self.__dict__.pop("local", None)
+        self.model, ref = pull(self.home, self.transport, self.engine, self.meter)
+        self.progress.bundle, self.progress.manifest = ref.version, ref.manifest
+        return "pulled"
+
+    def _encode(self) -> str:
+        model = self.model
         with self.meter.phase("encode"):
-            local = local_samples(self.home, model)
-            self.local_count = len(local.train) + len(local.held_out)
-            if self.local_count < model.manifest.settings.min_local:
-                return "too few samples"
-            ids, rows, found = local.everything.ids(VOCABULARY), None, None
-            embeddings = model.encode(local.train, model.table(ids, model.base))
-        self._at("encoded")
-        if self.options.match:
-            model, answer, embeddings = self._match(model, local, embeddings)
-            rows = answer.rows.get(VOCABULARY)
-            ids = np.union1d(ids, answer.candidates.ids(VOCABULARY)).astype(np.int32)
-            if len(answer.candidates):
-                found = self._filter(model, local, embeddings, answer, model.table(ids, model.base, rows))
-        with self.meter.phase("tune"):
-            base = model.table(ids, model.base, rows)
-            kept, weights = (found.kept, found.weights) if found else (None, None)
+            local = self.local
+            self.progress.local = len(local.train) + len(local.held_out)
             settings = model.manifest.settings
-            tuned = personalize.tune(model, model.base, base, local.train, kept, weights, settings, self.rng)
-            tuned = dataclasses.replace(tuned, version=self.id)
-        self._at("tuned")
-        with self.meter.phase("judge"):
-            active = self.home.active_weights(model)
-            before = model.logits(local.held_out, model.table(ids, active, rows), active)
-            after = model.logits(local.held_out, personal_table(base, tuned), tuned)
-            self.verdict = personalize.judge(local.held_out.labels, before, after)
-        self._at("judged")
-        with self.meter.phase("activate"):
-            if self.verdict.activate:
-                self.home.activate(tuned, model.manifest.version)
-        if self.options.contribute:
-            with self.meter.phase("contribute"):
-                self._contribute(local.train)
-        return "activated" if self.verdict.activate else "kept"
-
-    def _at(self, state: str) -> None:
-        self.home.store.advance_round(self.id, state)
-
-    # -- pull ---------------------------------------------------------------------------------------------------
-
-    def _pull(self) -> Model:
-        """The current bundle, whole, verified, tested on this engine, and in service."""
-        with self.meter.phase("pull"):
-            ref, etag = self._announced()
-            manifest_blob = FileRef(ref.manifest, ref.size, ref.size, "none")
-            self.transport.fetch_blob(manifest_blob, self.home.blobs, "manifest")
-            manifest = self.home.manifest(ref)
-            for name, blob in files_of(manifest, self.engine.format).items():
-                self.transport.fetch_blob(blob, self.home.blobs, "graphs" if name.startswith("graph") else "weights")
-            model = Model.open(manifest, self.engine, self.home.blobs)
-            for number in model.shards_for(event.item for event in self.home.store.events()):
-                shard = manifest.tables[VOCABULARY].shards[number]
-                self.transport.fetch_blob(shard, self.home.blobs, "item rows")
-            self.bundle = manifest.version
-        what = f"{ref.manifest}/{self.engine.name}/{self.engine.version}"
-        if not self.home.store.passed(what):
-            with self.meter.phase("self-test"):
-                try_engine(model)
-                self.home.store.pass_test(what)
-        self.home.store.use_bundle(ref, etag)
-        self._at("pulled")
-        return model
-
-    def _announced(self) -> tuple[BundleRef, str]:
-        serving = self.home.store.bundle()
-        headers = {"If-None-Match": serving[1]} if serving else {}
-        answer = self.transport.request(
-            "GET", "/v1/bundle", label="bundle", accept="application/json", accept_status=(200, 304), headers=headers
-        )
-        if answer.status == 304 and serving:
-            return serving
-        ref = from_json(answer.body, BundleRef, "the announced bundle")
-        if serving and ref.version < serving[0].version:
-            raise TrustError(
-                f"{self.transport.base_url} announces bundle {ref.version}, but this device already has "
-                f"{serving[0].version}; an older one is refused (a replay, or a server restored from an old copy)"
-            )
-        return ref, answer.headers.get("ETag", "")
-
-    # -- match and filter ---------------------------------------------------------------------------------------
-
-    def _match(self, model: Model, local: Local, embeddings: Float32) -> tuple[Model, MatchAnswer, Float32]:
-        try:
-            answer = self._ask(model, embeddings)
-        except Refused as refused:
-            if refused.status != 409:
-                raise
-            self._at("matched")  # the server has moved on to another encoder: pull it, and ask again, once
-            model = self._pull()
-            with self.meter.phase("encode"):
-                table = model.table(local.everything.ids(VOCABULARY), model.base)
-                embeddings = model.encode(local.train, table)
-            self._at("encoded")
-            answer = self._ask(model, embeddings)
-        self.candidate_count = len(answer.candidates)
-        self._at("matched")
-        return model, answer, embeddings
-
-    def _ask(self, model: Model, embeddings: Float32) -> MatchAnswer:
-        settings = model.manifest.settings
-        with self.meter.phase("match"):
-            body = encode_query(
+            if self.progress.local < settings.min_local:
+                self.progress.outcome = "too few samples"
+                return "done"
+            embeddings = model.encode(local.train, model.table(local.everything.ids(VOCABULARY), model.base))
+            asked = encode_query(
                 MatchQuery(
                     model.manifest.encoder,
-                    query.centroids(embeddings, settings.centroids, self.rng),
+                    query.centroids(embeddings, settings.centroids, self._rng()),
                     settings.candidates,
                     np.array(model.held(), np.int32),
                 )
             )
-            answer = self.transport.request("POST", "/v1/match", body, label="match", content_type=FRAME, accept=FRAME)
-            signature = answer.headers.get("CoDA-Signature", "")
-            verify(model.manifest.answer_key, answer_text(answer.nonce, answer.body), signature)
-            return decode_answer(answer.body, model.manifest.schema)
+            held = {"embeddings": embeddings, "query": np.frombuffer(asked, np.uint8)}
+            self._keep("encoded", save_safetensors(held))
+        return "encoded"
 
-    def _filter(
-        self, model: Model, local: Local, embeddings: Float32, answer: MatchAnswer, table: LocalTable
-    ) -> Augmentation:
+    def _match(self) -> str:
+        try:
+            with self.meter.phase("match"):
+                body = self._tensors("encoded")["query"].tobytes()
+                answer = self.transport.request(
+                    "POST", "/v1/match", body, label="match", content_type=FRAME, accept=FRAME
+                )
+                signature = answer.headers.get("CoDA-Signature", "")
+                verify(self.model.manifest.answer_key, answer_text(answer.nonce, answer.body), signature)
+                self.answer = decode_answer(answer.body, self.model.manifest.schema)
+                self._keep("answer", answer.body)
+        except Refused as refused:
+            if refused.status != 409 or self.progress.repulled:
+                raise
+            self.progress.repulled = True  # the server has moved on to another encoder: pull it, and ask again, once
+            return "started"
+        self.progress.candidates = len(self.answer.candidates)
+        return "matched"
+
+    def _filter(self) -> str:
+        answer, model, local = self.answer, self.model, self.local
+        if answer is None or not len(answer.candidates):
+            return self._tune()
         candidates = answer.candidates
         with self.meter.phase("filter"):
+            embeddings = self._tensors("encoded")["embeddings"].astype(np.float32)
+            table = model.table(self._ids(), model.base, self.rows)
             start = model.manifest.filter_from
             found = filtering.filter_candidates(
                 model.graph("classifier_score"),
@@ -244,40 +259,92 @@ class Round:
                 filtering.classifier_inputs(embeddings, local.train.labels, start),
                 filtering.classifier_inputs(model.encode(candidates, table), candidates.labels, start),
                 model.manifest.settings,
-                self.rng,
+                self._rng(),
             )
             kept = candidates.take(found.kept)
             dropped = np.delete(found.scores, found.kept)
-            view = FilterView(
+            self.progress.view = FilterView(
                 _BINS.tolist(),
                 np.histogram(found.scores[found.kept], _BINS)[0].tolist(),
                 np.histogram(dropped, _BINS)[0].tolist(),
                 float(kept.labels.mean()) if len(kept) else None,
                 float(candidates.labels.mean()),
             )
-        self.kept_count, self.view = len(kept), view
-        self._at("filtered")
-        return Augmentation(kept, found.weights, len(candidates), view)
+            self.progress.kept = len(kept)
+            self._keep("filter", save_safetensors({"kept": found.kept, "weights": found.weights}))
+        return "filtered"
 
-    def _contribute(self, train: SampleBatch) -> None:
+    def _augmentation(self) -> Augmentation | None:
+        """What the filter kept; None where there was nothing to filter."""
+        if self.answer is None or "filter" not in self.progress.files:
+            return None
+        found = self._tensors("filter")
+        kept = self.answer.candidates.take(found["kept"].astype(np.int64))
+        return Augmentation(kept, found["weights"].astype(np.float32))
+
+    def _tune(self) -> str:
+        model = self.model
+        with self.meter.phase("tune"):
+            base = model.table(self._ids(), model.base, self.rows)
+            found = self._augmentation()
+            kept, weights = (found.kept, found.weights) if found else (None, None)
+            settings = model.manifest.settings
+            tuned = personalize.tune(model, model.base, base, self.local.train, kept, weights, settings, self._rng())
+            self._keep("tuned", save_safetensors(tuned.tensors()))
+        return "tuned"
+
+    def _judge(self) -> str:
+        model, local = self.model, self.local
+        with self.meter.phase("judge"):
+            tuned = Weights.from_tensors(self._tensors("tuned"), self.id)
+            base = model.table(self._ids(), model.base, self.rows)
+            active = self.home.active_weights(model)
+            before = model.logits(local.held_out, model.table(self._ids(), active, self.rows), active)
+            after = model.logits(local.held_out, personal_table(base, tuned), tuned)
+            self.progress.verdict = personalize.judge(local.held_out.labels, before, after)
+            self.progress.outcome = "activated" if self.progress.verdict.activate else "kept"
+        return "judged"
+
+    def _activate(self) -> str:
+        better = self.progress.verdict is not None and self.progress.verdict.activate
+        with self.meter.phase("activate"):
+            if better:
+                self.home.place_weights(self.id, self.files.path("tuned"))
+        self._note_cost()
+        self.home.store.activate_round(self.id, self.progress, self.id if better else "")
+        return "activated"
+
+    def _conclude(self) -> str:
+        with self.meter.phase("clean"):
+            self.home.drop_superseded()
+            self.files.clear()
+        if self.options.contribute:
+            with self.meter.phase("contribute"):
+                self._contribute()
+        return "done"
+
+    def _contribute(self) -> None:
         """Samples that have been handed over before are not handed over again."""
-        done = int(self.home.store.setting("contributed") or 0)
-        if done < len(train):
-            body = encode_contribution(train.take(slice(done, len(train))))
+        until = int(self.home.store.setting("contributed_until") or 0)
+        local = self.local
+        if (new := np.flatnonzero(local.times > until)).size:
+            body = encode_contribution(local.train.take(new))
             self.transport.request(
                 "POST", "/v1/contributions", body, label="contribution", content_type=FRAME, accept_status=(204,)
             )
-            self.home.store.set(contributed=str(len(train)))
+            self.home.store.set(contributed_until=str(int(local.times.max())))
 
     # -- report -------------------------------------------------------------------------------------------------
 
-    def _finish(self, state: str, outcome: str, error: str = "") -> RoundResult:
+    def _finish(self, state: str, error: str = "") -> RoundResult:
         """Record the round, then deliver its report and those that could not be delivered before.
 
         The report cannot contain the cost of its own delivery; the journal's traffic does.
         """
-        report = self._report(outcome, error)
-        self.home.store.finish_round(self.id, state, report, self._traffic())
+        self._note_cost()
+        report = self._report(error)
+        self.home.store.finish_round(self.id, state, report, self.progress)
+        self.files.clear()
         waiting = [row for row in self.home.store.rounds() if row.report is not None and not row.delivered]
         try:
             for row in waiting[-_OUTBOX:]:
@@ -285,29 +352,35 @@ class Round:
                 self.home.store.mark_delivered(row.id)
         except TransportError:
             pass  # the outbox keeps them for the next round
-        return RoundResult(report, self.view, self._traffic())
+        self._note_cost()
+        self.home.store.note_progress(self.id, self.progress)
+        return RoundResult(report, self.progress.view, self.progress.traffic, self.progress.resumed)
 
-    def _report(self, outcome: str, error: str) -> RoundReport:
+    def _report(self, error: str) -> RoundReport:
+        done = self.progress
         return RoundReport(
             round=self.id,
-            bundle=self.bundle,
+            bundle=done.bundle,
             engine=self.engine.name,
-            outcome=outcome,
-            local=self.local_count,
-            candidates=self.candidate_count,
-            kept=self.kept_count,
-            verdict=self.verdict,
-            phases=self.meter.records,
+            outcome=done.outcome,
+            local=done.local,
+            candidates=done.candidates,
+            kept=done.kept,
+            verdict=done.verdict,
+            phases=done.phases,
             error=error,
         )
 
-    def _traffic(self) -> dict[str, tuple[int, int]]:
-        found = {}
+    def _note_cost(self) -> None:
+        """What this process has spent so far, added to what those before it had."""
+        self.progress.phases = self._phases + self.meter.records
+        traffic = dict(self._traffic_before)
         for label, now in self.transport.counter.by_label.items():
             spent = now - self._before[label] if label in self._before else now
             if spent.up or spent.down:
-                found[label] = (spent.up, spent.down)
-        return found
+                up, down = traffic.get(label, (0, 0))
+                traffic[label] = (up + spent.up, down + spent.down)
+        self.progress.traffic = traffic
 
 
 def run_round(
@@ -316,79 +389,15 @@ def run_round(
     engine: Engine,
     options: RoundOptions,
     now: Callable[[], float] = time.time,
+    pulse: Pulse | None = None,
 ) -> RoundResult:
-    """Run one round and report it.
+    """Run one round and report it; a round that was cut off, by a kill or by `pulse`, is taken up where it was.
+
+    now: seconds since 1970. pulse: see `yielding.Pulse`.
 
     Raises:
+        Yielded: pulse asked for it; the next call goes on.
         CodaError: the round failed; it is recorded and reported as failed, and the old weights still serve.
     """
     with home.locked():
-        return Round(home, transport, engine, options, now).run()
-
-
-def local_samples(home: DeviceHome, model: Model) -> Local:
-    """The device's labelled events as samples, cut in time into a training and a held-out part.
-
-    Raises:
-        StoreError: the rows of their items have not been pulled.
-    """
-    stream, unknown = known_events(home, model)
-    everything = samples(stream, model.manifest.schema)
-    train, held_out = personalize.split(len(everything), model.manifest.settings.holdout)
-    return Local(everything.take(train), everything.take(held_out), unknown)
-
-
-def known_events(home: DeviceHome, model: Model) -> tuple[Events, int]:
-    """The labelled events whose items the catalogue knows, ordered, and how many it does not know."""
-    return as_stream(model, home.store.events())
-
-
-def as_stream(model: Model, events: list[Event]) -> tuple[Events, int]:
-    """Stored events as a stream; see `known_events`."""
-    label = labels(events, model.manifest.positive_at)
-    known = model.ids_of([event.item for event in events])
-    item = np.array([known.get(event.item, 0) for event in events], np.int32)
-    stream = Events(
-        np.zeros(len(events), np.int32),
-        item,
-        np.array([event.timestamp for event in events], np.int64),
-        label,
-        np.array([event.observed for event in events], bool),
-    )
-    return stream.take((item > 0) & ~np.isnan(label)).ordered(), int((item == 0).sum())
-
-
-def personal_table(table: LocalTable, weights: Weights) -> LocalTable:
-    """A table of base rows with the personal rows laid over it."""
-    if weights.rows is None:
-        return table
-    at = table.local(weights.rows.ids)
-    tensors = dict(table.tensors)
-    for name, rows in weights.rows.tensors.items():
-        tensors[name] = tensors[name].copy()
-        tensors[name][at] = rows
-    return LocalTable(table.ids, tensors)
-
-
-def try_engine(model: Model) -> None:
-    """Try the step graph on made-up samples over rows of any shard that is held, or on padding if none is.
-
-    Raises:
-        SelfTestFailed, EngineError: the engine must not be used.
-    """
-    step = model.graph("step")
-    held = model.held()
-    ids = model.shard(held[0]).ids[:64] if held else np.zeros(0, np.int32)
-    table = model.table(ids, model.base)
-    rng = np.random.default_rng(0)
-    count = step.spec.batch
-    batch: dict[str, Array] = {}
-    for tensor in step.spec.of("feature"):
-        shape = tuple(d for d in tensor.shape if isinstance(d, int))
-        if tensor.dtype == "int64":
-            batch[tensor.name] = rng.integers(min(1, len(table) - 1), len(table), shape)
-        else:
-            batch[tensor.name] = rng.normal(size=shape).astype(np.float32)
-    batch["label"] = (np.arange(count) % 2).astype(np.float32)
-    batch["sample_weight"] = np.ones(count, np.float32)
-    self_test(model.engine, step, model.values("step", model.base, table), batch, model.manifest.settings.rate)
+        return Round(home, transport, engine, options, now, pulse).run()

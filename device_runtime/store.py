@@ -1,65 +1,27 @@
 """What a device keeps: events, the journal of its rounds, which bundle and which weights serve. One SQLite file.
 
 Every public method is one transaction: when it returns, its effect survives a power cut; when it raises, nothing has
-changed. Weights themselves are files, written whole before the row that names them.
+changed. Weights themselves are files, whole before the row that names them.
 """
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
 
+from device_runtime.database import Database
 from device_runtime.errors import StoreError
+from device_runtime.journal import FINAL, Inputs, Progress, allowed
 from device_runtime.messages import BundleRef, RoundReport, from_json, to_json
 
-VERSION = 1
+if TYPE_CHECKING:
+    from device_runtime.samples import Float32
 
-TRANSITIONS: dict[str, tuple[str, ...]] = {
-    "started": ("pulled", "failed", "interrupted"),
-    "pulled": ("encoded", "done", "failed", "interrupted"),
-    "encoded": ("matched", "tuned", "failed", "interrupted"),
-    "matched": ("pulled", "filtered", "tuned", "failed", "interrupted"),
-    "filtered": ("tuned", "failed", "interrupted"),
-    "tuned": ("judged", "failed", "interrupted"),
-    "judged": ("done", "failed", "interrupted"),
-    "done": (),
-    "failed": (),
-    "interrupted": (),
-}
-"""States of a round, and where each may lead. `encoded` goes straight to `tuned` where nothing is asked for, and
-`matched` does where nothing came; `matched` goes back to `pulled` when the server says that the query was made by an
-outdated encoder."""
-
-_SCHEMA = """
-CREATE TABLE events (
-    seq INTEGER PRIMARY KEY,
-    item TEXT NOT NULL,
-    timestamp INTEGER NOT NULL,
-    label REAL,
-    rating REAL,
-    observed INTEGER NOT NULL,
-    UNIQUE (item, timestamp, observed)
-);
-CREATE TABLE bundle (only INTEGER PRIMARY KEY CHECK (only = 1), ref BLOB NOT NULL, etag TEXT NOT NULL);
-CREATE TABLE weights (version TEXT PRIMARY KEY, bundle INTEGER NOT NULL, active INTEGER NOT NULL);
-CREATE TABLE self_tests (what TEXT PRIMARY KEY);
-CREATE TABLE rounds (
-    seq INTEGER PRIMARY KEY,
-    id TEXT NOT NULL UNIQUE,
-    state TEXT NOT NULL,
-    started REAL NOT NULL,
-    report BLOB,
-    delivered INTEGER NOT NULL DEFAULT 0,
-    traffic BLOB
-);
-CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-"""
+_FOREVER = (1 << 63) - 1
 
 
 @dataclass(frozen=True)
@@ -75,13 +37,14 @@ class Event:
 
 @dataclass(frozen=True)
 class RoundRow:
-    """A round in the journal. traffic: bytes (up, down) by message."""
+    """A round in the journal. progress: None of rounds that version 1 ran. traffic: bytes (up, down) by message."""
 
     id: str
     state: str
     started: float
     report: RoundReport | None
     delivered: bool
+    progress: Progress | None
     traffic: dict[str, tuple[int, int]]
 
 
@@ -94,32 +57,12 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with self._explained():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=10, isolation_level=None)
-            try:
-                self._open()
-            except BaseException:
-                self._db.close()
-                raise
-
-    def _open(self) -> None:
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
-        with self._transaction():
-            [version] = self._db.execute("PRAGMA user_version").fetchone()
-            if version == 0 and not self._db.execute("SELECT name FROM sqlite_master").fetchall():
-                for statement in _SCHEMA.split(";"):
-                    self._db.execute(statement)
-                self._db.execute(f"PRAGMA user_version = {VERSION}")
-            elif version != VERSION:
-                raise StoreError(
-                    f"{self.path} is of version {version}; this program reads version {VERSION}. "
-                    "Use the program that wrote it, or another --home"
-                )
+        self.database = Database(path)
+        self._db = self.database.connection
+        self._transaction, self._explained = self.database.transaction, self.database.explained
 
     def close(self) -> None:
-        self._db.close()
+        self.database.close()
 
     def __enter__(self) -> Store:
         return self
@@ -141,17 +84,34 @@ class Store:
             )
             return self._db.total_changes - before
 
-    def events(self) -> list[Event]:
-        """All events, oldest first; those of the same second in the order of their arrival."""
+    def events(self, until: int | None = None, newest: int | None = None) -> list[Event]:
+        """Events, oldest first; those of the same second in the order of their arrival.
+
+        until: only those that had arrived when `last_event` gave this number. newest: at most so many of them, the
+        latest by time.
+        """
         with self._explained():
             rows = self._db.execute(
-                "SELECT item, timestamp, label, rating, observed FROM events ORDER BY timestamp, seq"
-            )
-            return [Event(item, at, label, rating, bool(seen)) for item, at, label, rating, seen in rows]
+                "SELECT item, timestamp, label, rating, observed FROM events WHERE seq <= ?"
+                " ORDER BY timestamp DESC, seq DESC LIMIT ?",
+                (_FOREVER if until is None else until, -1 if newest is None else newest),
+            ).fetchall()
+        return [Event(item, at, label, rating, bool(seen)) for item, at, label, rating, seen in reversed(rows)]
 
-    def count_events(self) -> int:
+    def items(self) -> list[str]:
+        """The items of all events, each once, in no particular order."""
         with self._explained():
-            return int(self._db.execute("SELECT count(*) FROM events").fetchone()[0])
+            return [item for (item,) in self._db.execute("SELECT DISTINCT item FROM events")]
+
+    def count_events(self, until: int | None = None) -> int:
+        with self._explained():
+            query = "SELECT count(*) FROM events WHERE seq <= ?"
+            return int(self._db.execute(query, (_FOREVER if until is None else until,)).fetchone()[0])
+
+    def last_event(self) -> int:
+        """The sequence number of the event that arrived last; 0 if there is none."""
+        with self._explained():
+            return int(self._db.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()[0])
 
     # -- what serves --------------------------------------------------------------------------------------------
 
@@ -174,8 +134,11 @@ class Store:
     def use_weights(self, version: str, bundle: int) -> None:
         """Make a version serve; its file must be on disk already."""
         with self._transaction():
-            self._db.execute("UPDATE weights SET active = 0")
-            self._db.execute("INSERT OR REPLACE INTO weights VALUES (?, ?, 1)", (version, bundle))
+            self._use_weights(version, bundle)
+
+    def _use_weights(self, version: str, bundle: int) -> None:
+        self._db.execute("DELETE FROM weights")
+        self._db.execute("INSERT INTO weights VALUES (?, ?, 1)", (version, bundle))
 
     def passed(self, what: str) -> bool:
         """Whether this combination of bundle, engine and version has passed its self-test."""
@@ -188,29 +151,41 @@ class Store:
 
     # -- rounds -------------------------------------------------------------------------------------------------
 
-    def start_round(self, round_id: str, now: float) -> int:
-        """Open a round; unfinished ones are marked as interrupted. Returns how many rounds there were before."""
-        final = tuple(state for state, onward in TRANSITIONS.items() if not onward)
+    def start_round(self, round_id: str, now: float, inputs: Callable[[int], Inputs]) -> Progress:
+        """Open a round; an unfinished one is marked as interrupted. inputs: given how many rounds there were before."""
         with self._transaction():
-            marks = ", ".join("?" for _ in final)
-            self._db.execute(f"UPDATE rounds SET state = 'interrupted' WHERE state NOT IN ({marks})", final)
+            marks = ", ".join("?" for _ in FINAL)
+            self._db.execute(f"UPDATE rounds SET state = 'interrupted' WHERE state NOT IN ({marks})", tuple(FINAL))
             [before] = self._db.execute("SELECT count(*) FROM rounds").fetchone()
-            self._db.execute("INSERT INTO rounds (id, state, started) VALUES (?, 'started', ?)", (round_id, now))
-            return int(before)
-
-    def advance_round(self, round_id: str, state: str) -> None:
-        """Move a round to a state that `TRANSITIONS` allows."""
-        with self._transaction():
-            self._advance(round_id, state)
-
-    def finish_round(self, round_id: str, state: str, report: RoundReport, traffic: dict[str, tuple[int, int]]) -> None:
-        """The last state, the report to deliver, and the bytes by message."""
-        with self._transaction():
-            self._advance(round_id, state)
+            progress = Progress(inputs=inputs(int(before)))
             self._db.execute(
-                "UPDATE rounds SET report = ?, traffic = ? WHERE id = ?",
-                (to_json(report), msgspec.json.encode(traffic), round_id),
+                "INSERT INTO rounds (id, state, started, progress) VALUES (?, 'started', ?, ?)",
+                (round_id, now, to_json(progress)),
             )
+            return progress
+
+    def advance_round(self, round_id: str, state: str, progress: Progress) -> None:
+        """Commit a step: its results, and the state that it leads to, which `journal.TRANSITIONS` must allow."""
+        with self._transaction():
+            self._advance(round_id, state, progress)
+
+    def note_progress(self, round_id: str, progress: Progress) -> None:
+        """Commit what a step cost that did not get to its end; the state stays."""
+        with self._transaction():
+            self._db.execute("UPDATE rounds SET progress = ? WHERE id = ?", (to_json(progress), round_id))
+
+    def activate_round(self, round_id: str, progress: Progress, weights: str) -> None:
+        """Let a round's weights serve ("": those that do stay), and commit that it did."""
+        with self._transaction():
+            if weights:
+                self._use_weights(weights, progress.bundle)
+            self._advance(round_id, "activated", progress)
+
+    def finish_round(self, round_id: str, state: str, report: RoundReport, progress: Progress) -> None:
+        """The last state, and the report to deliver."""
+        with self._transaction():
+            self._advance(round_id, state, progress)
+            self._db.execute("UPDATE rounds SET report = ? WHERE id = ?", (to_json(report), round_id))
 
     def mark_delivered(self, round_id: str) -> None:
         with self._transaction():
@@ -218,25 +193,40 @@ class Store:
 
     def rounds(self) -> list[RoundRow]:
         """The journal, oldest first."""
-        with self._explained():
-            rows = self._db.execute("SELECT id, state, started, report, delivered, traffic FROM rounds ORDER BY seq")
-            return [
-                RoundRow(
-                    rid,
-                    state,
-                    started,
-                    from_json(report, RoundReport, f"the report of round {rid}") if report else None,
-                    bool(delivered),
-                    msgspec.json.decode(traffic, type=dict[str, tuple[int, int]]) if traffic else {},
-                )
-                for rid, state, started, report, delivered, traffic in rows
-            ]
+        return self._rounds("ORDER BY seq")
 
-    def _advance(self, round_id: str, state: str) -> None:
+    def unfinished(self) -> RoundRow | None:
+        """The round that was cut off, if one was."""
+        marks = ", ".join("?" for _ in FINAL)
+        found = self._rounds(f"WHERE state NOT IN ({marks}) ORDER BY seq DESC LIMIT 1", *FINAL)
+        return found[0] if found else None
+
+    def _rounds(self, which: str, *values: str) -> list[RoundRow]:
+        with self._explained():
+            rows = self._db.execute(
+                f"SELECT id, state, started, report, delivered, traffic, progress FROM rounds {which}", values
+            ).fetchall()
+        return [
+            RoundRow(
+                rid,
+                state,
+                started,
+                from_json(report, RoundReport, f"the report of round {rid}") if report else None,
+                bool(delivered),
+                from_json(progress, Progress, f"the progress of round {rid}") if progress else None,
+                msgspec.json.decode(traffic, type=dict[str, tuple[int, int]]) if traffic else {},
+            )
+            for rid, state, started, report, delivered, traffic, progress in rows
+        ]
+
+    def _advance(self, round_id: str, state: str, progress: Progress) -> None:
         row = self._db.execute("SELECT state FROM rounds WHERE id = ?", (round_id,)).fetchone()
-        if row is None or state not in TRANSITIONS[row[0]]:
+        if row is None or not allowed(row[0], state):
             raise StoreError(f"round {round_id} cannot go from {row and row[0]} to {state}")
-        self._db.execute("UPDATE rounds SET state = ? WHERE id = ?", (state, round_id))
+        self._db.execute(
+            "UPDATE rounds SET state = ?, progress = ?, traffic = ? WHERE id = ?",
+            (state, to_json(progress), msgspec.json.encode(progress.traffic), round_id),
+        )
 
     # -- settings -----------------------------------------------------------------------------------------------
 
@@ -249,41 +239,11 @@ class Store:
         with self._transaction():
             self._db.executemany("INSERT OR REPLACE INTO settings VALUES (?, ?)", list(values.items()))
 
-    # -- errors -------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._explained():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            reason = str(error)
-            if "full" in reason:
-                advice = "free some space; nothing that was stored is lost"
-            elif "malformed" in reason or "not a database" in reason:
-                advice = "it is damaged: restore a copy, or move it away and import the history again"
-            elif "locked" in reason:
-                advice = "another program is writing to it; try again when that has ended"
-            else:
-                advice = "check that the folder can be read and written"
-            raise StoreError(f"{self.path}: {reason}; {advice}") from None
-        except OSError as error:
-            raise StoreError(f"{self.path}: {error.strerror}; check that the folder can be read and written") from None
-
-
-def labels(events: list[Event], positive_at: float | None) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+def labels(events: list[Event], positive_at: float | None) -> Float32:
     """float32 [n]: an event's label, else whether its rating reaches `positive_at`; NaN where neither is known."""
+    import numpy as np  # not at the top: the idle agent opens the store, and must stay small
+
     found = np.full(len(events), np.nan, np.float32)
     for i, event in enumerate(events):
         if event.label is not None:

@@ -16,6 +16,12 @@ SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 SEED = 20220110
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--kills", type=int, default=120, help="random kills of rounds (test_kills.py); the long run: 1000"
+    )
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     """The one source of chance in a test."""

@@ -9,6 +9,7 @@ import contextlib
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -156,6 +157,48 @@ class CountingProxy(_Listener):
         except OSError:
             pass
         _hang_up(server)
+
+
+class LoggingProxy(_Listener):
+    """Relays HTTP to an upstream port, answer by answer, and keeps the requests.
+
+    drip: (bytes, seconds) sends answers in pieces of so many bytes, each after so long a pause.
+    """
+
+    def __init__(self, upstream: int) -> None:
+        self._upstream = upstream
+        self.requests: list[Request] = []
+        self.drip: tuple[int, float] | None = None
+        super().__init__()
+
+    def __enter__(self) -> LoggingProxy:
+        return self
+
+    def serve(self, connection: socket.socket) -> None:
+        server = socket.create_connection(("127.0.0.1", self._upstream))
+        self._start(lambda from_: self._relay_down(from_, connection), server)
+        try:
+            with connection.makefile("rb") as stream:
+                while request := _read_request(stream.readline, stream.read):
+                    self.requests.append(request)
+                    lines = [f"{request.method} {request.path} HTTP/1.1"]
+                    lines += [f"{name}: {value}" for name, value in request.headers.items()]
+                    server.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + request.body)
+        except (OSError, ValueError):  # the client was killed, also in the middle of a request
+            pass
+        _hang_up(server)
+        connection.close()
+
+    def _relay_down(self, server: socket.socket, client: socket.socket) -> None:
+        try:
+            while data := server.recv(65536 if self.drip is None else self.drip[0]):
+                if self.drip is not None:
+                    time.sleep(self.drip[1])
+                client.sendall(data)
+        except OSError:
+            pass
+        _hang_up(client)
+        server.close()
 
 
 @dataclass

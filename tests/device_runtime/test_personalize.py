@@ -5,10 +5,10 @@ import pytest
 
 from device_runtime.bundle import BlobStore, RoundSettings
 from device_runtime.engines import open_engine
+from device_runtime.local import personal_table
 from device_runtime.metrics import log_loss
 from device_runtime.model import VOCABULARY, Model, Weights
 from device_runtime.personalize import judge, split, tune
-from device_runtime.round import personal_table
 from device_runtime.samples import Ragged, SampleBatch
 from tests.export.conftest import ITEMS, bundle, engines, small_din  # noqa: F401  (fixtures)
 

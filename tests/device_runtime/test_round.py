@@ -116,7 +116,7 @@ def test_local_training_alone_asks_for_nothing(phone):
     result = phone.round(match=False)
     assert result.report.candidates == 0 and result.filter is None
     assert "match" not in result.traffic
-    assert [phase.phase for phase in result.report.phases][2:] == ["encode", "tune", "judge", "activate"]
+    assert [phase.phase for phase in result.report.phases][2:] == ["encode", "tune", "judge", "activate", "clean"]
 
 
 def test_a_user_with_hardly_any_history_waits(serving, published, tmp_path):
@@ -211,7 +211,7 @@ def test_a_full_disk_keeps_the_weights_that_serve(phone, monkeypatch):
         raise StoreError("no space left on device; free some space")
 
     with monkeypatch.context() as patch:
-        patch.setattr("device_runtime.home.write_atomically", full)
+        patch.setattr("device_runtime.home.move_durably", full)
         with pytest.raises(StoreError, match="free some space"):
             phone.round()
     assert phone.home.store.weights() == serving_weights and phone.ranking() == before

@@ -11,17 +11,22 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, rule
 
+from device_runtime.database import UPGRADES
 from device_runtime.errors import StoreError
+from device_runtime.journal import Inputs
 from device_runtime.messages import BundleRef, RoundReport
-from device_runtime.store import TRANSITIONS, Event, Store, labels
+from device_runtime.store import Event, Store, labels
 
 
 @pytest.fixture
 def store(tmp_path):
     with Store(tmp_path / "coda.db") as opened:
         yield opened
+
+
+def inputs(ordinal):
+    return Inputs(seed=0, match=True, engine="onnx 1", until=0, events=0, ordinal=ordinal)
 
 
 def report(name):
@@ -47,8 +52,9 @@ def test_everything_is_there_after_reopening(tmp_path):
         store.use_weights("w1", 3)
         store.use_weights("w2", 3)
         store.pass_test("onnx")
-        store.start_round("r1", 5.0)
-        store.finish_round("r1", "failed", report("r1"), {"match": (10, 20)})
+        progress = store.start_round("r1", 5.0, inputs)
+        progress.traffic = {"match": (10, 20)}
+        store.finish_round("r1", "failed", report("r1"), progress)
         store.set(server="http://x")
     with Store(tmp_path / "coda.db") as store:
         assert store.bundle() == (ref, '"tag"')
@@ -67,53 +73,26 @@ def test_labels_come_from_labels_then_ratings():
     assert np.isnan(labels(events, None)[1:]).all()
 
 
-def test_a_round_that_was_cut_off_is_marked_by_the_next(store):
-    assert store.start_round("r1", 1.0) == 0
-    store.advance_round("r1", "pulled")
-    assert store.start_round("r2", 2.0) == 1
+def test_a_round_that_was_cut_off_is_found_and_marked_by_another(store):
+    progress = store.start_round("r1", 1.0, inputs)
+    progress.files["encoded"] = "ab"
+    store.advance_round("r1", "pulled", progress)
+    found = store.unfinished()
+    assert (found.id, found.state, found.progress) == ("r1", "pulled", progress)
+    assert store.start_round("r2", 2.0, inputs).inputs.ordinal == 1
     assert [row.state for row in store.rounds()] == ["interrupted", "started"]
 
 
-class Journal(RuleBasedStateMachine):
-    """Any order of moves: the store takes exactly those that `TRANSITIONS` allows."""
-
-    def __init__(self):
-        super().__init__()
-        import tempfile
-        from pathlib import Path
-
-        self.folder = tempfile.TemporaryDirectory()
-        self.store = Store(Path(self.folder.name) / "coda.db")
-        self.store.start_round("r", 0.0)
-        self.state = "started"
-
-    @rule(to=st.sampled_from(sorted(TRANSITIONS)))
-    def move(self, to):
-        if to in TRANSITIONS[self.state]:
-            self.store.advance_round("r", to)
-            self.state = to
-        else:
-            with pytest.raises(StoreError, match=f"cannot go from {self.state} to {to}"):
-                self.store.advance_round("r", to)
-        assert self.store.rounds()[0].state == self.state
-
-    def teardown(self):
-        self.store.close()
-        self.folder.cleanup()
-
-
-TestJournal = Journal.TestCase
-TestJournal.settings = settings(max_examples=15, stateful_step_count=15, deadline=None)
-
-
-def test_every_state_can_be_reached_and_every_round_can_end():
-    reached, new = set(), {"started"}
-    while new:
-        reached |= new
-        new = {onward for state in new for onward in TRANSITIONS[state]} - reached
-    assert reached == set(TRANSITIONS)
-    for state, onward in TRANSITIONS.items():
-        assert not onward or {"failed", "interrupted"} <= set(onward), state
+def test_weights_serve_from_the_commit_that_says_so(store):
+    progress = store.start_round("r1", 1.0, inputs)
+    with pytest.raises(StoreError, match="cannot go from started to activated"):
+        store.activate_round("r1", progress, "r1")
+    assert store.weights() is None, "all or nothing"
+    for state in ("pulled", "encoded", "tuned", "judged"):
+        store.advance_round("r1", state, progress)
+    progress.bundle = 3
+    store.activate_round("r1", progress, "r1")
+    assert store.weights() == ("r1", 3) and store.unfinished().state == "activated"
 
 
 @given(st.binary(min_size=1, max_size=300))
@@ -135,7 +114,27 @@ def test_another_version_is_refused(tmp_path):
     db = sqlite3.connect(tmp_path / "coda.db")
     db.execute("PRAGMA user_version = 7")
     db.close()
-    with pytest.raises(StoreError, match="version 7; this program reads version 1"):
+    with pytest.raises(StoreError, match="version 7; this program reads versions up to 2"):
+        Store(tmp_path / "coda.db")
+
+
+def test_a_file_of_version_1_is_brought_up_to_date_with_all_that_it_holds(tmp_path):
+    db = sqlite3.connect(tmp_path / "coda.db", isolation_level=None)
+    db.executescript(UPGRADES[0] + "PRAGMA user_version = 1;")
+    db.execute("INSERT INTO events (item, timestamp, label, observed) VALUES ('a', 5, 1.0, 1)")
+    db.execute("INSERT INTO rounds (id, state, started) VALUES ('old', 'matched', 1.0)")
+    db.close()
+    for _ in range(2):
+        with Store(tmp_path / "coda.db") as store:
+            assert store.events() == [Event("a", 5, 1.0)]
+            assert store.unfinished().progress is None, "it cannot be resumed, and the next round marks it"
+
+
+def test_an_sqlite_file_of_another_program_is_left_alone(tmp_path):
+    db = sqlite3.connect(tmp_path / "coda.db", isolation_level=None)
+    db.execute("CREATE TABLE recipes (name TEXT)")
+    db.close()
+    with pytest.raises(StoreError, match="another program; use another --home"):
         Store(tmp_path / "coda.db")
 
 

@@ -1,0 +1,81 @@
+"""The current bundle onto the device: announced, fetched by content hash, verified, tried on its engine, in service."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from device_runtime.bundle import FileRef, files_of
+from device_runtime.engines import Array, Engine
+from device_runtime.engines.selftest import self_test
+from device_runtime.errors import TrustError
+from device_runtime.home import DeviceHome
+from device_runtime.messages import BundleRef, from_json
+from device_runtime.meter import Meter
+from device_runtime.model import VOCABULARY, Model
+from device_runtime.transport import Transport
+
+
+def pull(home: DeviceHome, transport: Transport, engine: Engine, meter: Meter) -> tuple[Model, BundleRef]:
+    """The current bundle, with the rows of the device's own items; only what is lacking is fetched.
+
+    Raises:
+        TransportError, TrustError, WireError, StoreError: it could not be had; what served before still does.
+        SelfTestFailed, EngineError: the engine does not train with it.
+    """
+    with meter.phase("pull"):
+        ref, etag = _announced(home, transport)
+        transport.fetch_blob(FileRef(ref.manifest, ref.size, ref.size, "none"), home.blobs, "manifest")
+        manifest = home.manifest(ref)
+        for name, blob in files_of(manifest, engine.format).items():
+            transport.fetch_blob(blob, home.blobs, "graphs" if name.startswith("graph") else "weights")
+        model = Model.open(manifest, engine, home.blobs)
+        for number in model.shards_for(home.store.items()):
+            transport.fetch_blob(manifest.tables[VOCABULARY].shards[number], home.blobs, "item rows")
+    what = f"{ref.manifest}/{engine.name}/{engine.version}"
+    if not home.store.passed(what):
+        with meter.phase("self-test"):
+            try_engine(model)
+            home.store.pass_test(what)
+    home.store.use_bundle(ref, etag)
+    return model, ref
+
+
+def _announced(home: DeviceHome, transport: Transport) -> tuple[BundleRef, str]:
+    serving = home.store.bundle()
+    headers = {"If-None-Match": serving[1]} if serving else {}
+    answer = transport.request(
+        "GET", "/v1/bundle", label="bundle", accept="application/json", accept_status=(200, 304), headers=headers
+    )
+    if answer.status == 304 and serving:
+        return serving
+    ref = from_json(answer.body, BundleRef, "the announced bundle")
+    if serving and ref.version < serving[0].version:
+        raise TrustError(
+            f"{transport.base_url} announces bundle {ref.version}, but this device already has "
+            f"{serving[0].version}; an older one is refused (a replay, or a server restored from an old copy)"
+        )
+    return ref, answer.headers.get("ETag", "")
+
+
+def try_engine(model: Model) -> None:
+    """Try the step graph on made-up samples over rows of any shard that is held, or on padding if none is.
+
+    Raises:
+        SelfTestFailed, EngineError: the engine must not be used.
+    """
+    step = model.graph("step")
+    held = model.held()
+    ids = model.shard(held[0]).ids[:64] if held else np.zeros(0, np.int32)
+    table = model.table(ids, model.base)
+    rng = np.random.default_rng(0)
+    count = step.spec.batch
+    batch: dict[str, Array] = {}
+    for tensor in step.spec.of("feature"):
+        shape = tuple(d for d in tensor.shape if isinstance(d, int))
+        if tensor.dtype == "int64":
+            batch[tensor.name] = rng.integers(min(1, len(table) - 1), len(table), shape)
+        else:
+            batch[tensor.name] = rng.normal(size=shape).astype(np.float32)
+    batch["label"] = (np.arange(count) % 2).astype(np.float32)
+    batch["sample_weight"] = np.ones(count, np.float32)
+    self_test(model.engine, step, model.values("step", model.base, table), batch, model.manifest.settings.rate)
