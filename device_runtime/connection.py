@@ -10,14 +10,16 @@ import os
 import re
 import socket
 import ssl
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from device_runtime.counting import ByteCounter, CountingSocket, connect
+from device_runtime.counting import ByteCounter, CountingSocket, Traffic, connect
 from device_runtime.errors import InputError, TransportError, TrustError, Unreachable, WireError
+from device_runtime.proxies import Proxy, ProxyError
 
 _CHUNK = 64 << 10
 _QUOTED = 300
@@ -70,10 +72,21 @@ class Connection:
         *,
         connect_timeout_s: float,
         read_timeout_s: float,
+        answer_timeout_s: float,
         ca_file: Path | None,
+        proxy: Proxy | None = None,
+        pulse: Callable[[], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Raises: InputError: the CA file cannot be used."""
+        """answer_timeout_s: for a whole answer, from its first byte. pulse: called while an answer arrives. clock: in
+        seconds, from anywhere.
+
+        Raises:
+            InputError: the CA file cannot be used.
+        """
         self._address = address
+        self._proxy, self._pulse = proxy, pulse
+        self._answer_timeout_s, self._clock = answer_timeout_s, clock
         self._counter = counter
         self._connect_timeout_s, self._read_timeout_s = connect_timeout_s, read_timeout_s
         self._tls = _tls(ca_file) if address.tls else None
@@ -118,10 +131,17 @@ class Connection:
         if stated is None and not response.chunked:  # also what http.client makes of headers that were cut
             vague = f"the answer of {self._address.url} does not state its length, so it may have been cut short"
             raise MayPassError(Unreachable(f"{vague}; try again"))
+        until = self._clock() + self._answer_timeout_s
         while stated is None or stated <= limit:
+            if self._pulse is not None:
+                self._pulse()
             with self._mapped():
                 chunk = response.read1(_CHUNK)
+            self._counter.add_body(Traffic(down=len(chunk)))
             received += len(chunk)
+            if self._clock() > until:
+                late = f"sent only {received} bytes of its answer in {self._answer_timeout_s:g} s"
+                raise MayPassError(Unreachable(f"{self._address.url} {late}; try again on a better connection"))
             if received > limit:
                 break
             if chunk:
@@ -156,7 +176,11 @@ class Connection:
         self, opened: CountingSocket, method: str, path: str, body: bytes, headers: Mapping[str, str], label: str
     ) -> tuple[http.client.HTTPResponse, Mapping[str, str]]:
         opened.label = label
-        self._http.request(method, self._address.prefix + path, body or None, dict(headers))
+        target, also = self._address.prefix + path, {}
+        if self._proxy is not None and not self._address.tls:
+            target, also = self._address.url.removesuffix("/") + path, self._proxy.headers
+        self._http.request(method, target, body or None, {**headers, **also})
+        self._counter.add_body(Traffic(up=len(body)))
         return self._http.getresponse(), headers
 
     def _open(self, label: str) -> CountingSocket:
@@ -169,6 +193,7 @@ class Connection:
                 connect_timeout_s=self._connect_timeout_s,
                 read_timeout_s=self._read_timeout_s,
                 tls=self._tls,
+                proxy=self._proxy,
             )
         except TimeoutError:
             problem = f"cannot be reached within {self._connect_timeout_s:g} s; check the address and the network"
@@ -191,11 +216,14 @@ class Connection:
             raise MayPassError(Unreachable(f"{self._address.url} {self._reason(error)}")) from None
 
     def _reason(self, error: OSError | http.client.HTTPException) -> str:
+        peer = self._proxy or self._address
         match error:
+            case ProxyError():
+                return f"cannot be reached: {error}"
             case socket.gaierror():
-                return f"cannot be reached: no address is known for {self._address.host!r}; check name and network"
+                return f"cannot be reached: no address is known for {peer.host!r}; check name and network"
             case ConnectionRefusedError():
-                return f"cannot be reached: nothing listens on port {self._address.port}; check that the server runs"
+                return f"cannot be reached: nothing listens on port {peer.port} of {peer.host}; check that it runs"
             case TimeoutError():
                 return f"sent nothing for {self._read_timeout_s:g} s; try again on a better connection"
             case http.client.IncompleteRead():

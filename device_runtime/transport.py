@@ -6,6 +6,7 @@ per cause:
 
 Unreachable   no answer, one cut short, or one that is plainly not from a CoDA server (a log-in page of the network)
 Refused       the server's "no", with its own words where it gave some
+Yielded       the byte budget is used up
 TrustError    a certificate that does not verify, or a blob that is not the one named
 WireError     an answer larger than the limit
 StoreError    no room for a blob
@@ -30,24 +31,29 @@ from device_runtime.errors import Refused, TrustError, Unreachable, WireError
 from device_runtime.identity import Signer, parse_authorization
 from device_runtime.messages import Problem, from_json
 from device_runtime.partial import PartialBlob
+from device_runtime.proxies import Proxy, from_environment
 
 _T = TypeVar("_T")
 _PASSING = frozenset({429, 502, 503, 504})
 _PAGE = "text/html"
 """The media type of what no CoDA server sends, and every captive portal."""
+_SKEW_S = 60.0
+"""A device's clock that differs by more from that of a server that refuses its signature is held to be the reason."""
 
 
 @dataclass(frozen=True)
 class TransportLimits:
     """connect_timeout_s: to open a connection, for each address of the host. read_timeout_s: between two arrivals of
-    bytes. max_answer_bytes: of one answer's body; blobs are bounded by their stated size instead. attempts: of one
-    call, the first included. base_backoff_s: wait before the second attempt, doubled for each further one, with up
-    to half of it taken off at random. max_backoff_s: the longest such wait, and the longest that a server may ask
-    for by Retry-After: where it asks for more, its refusal is final.
+    bytes. answer_timeout_s: for one whole answer, so that one that drips in for ever ends too. max_answer_bytes: of one
+    answer's body; blobs are bounded by their stated size instead. attempts: of one call, the first included.
+    base_backoff_s: wait before the second attempt, doubled for each further one, with up to half of it taken off at
+    random. max_backoff_s: the longest such wait, and the longest that a server may ask for by Retry-After: where it
+    asks for more, its refusal is final.
     """
 
     connect_timeout_s: float = 10.0
     read_timeout_s: float = 30.0
+    answer_timeout_s: float = 900.0
     max_answer_bytes: int = 64 << 20
     attempts: int = 4
     base_backoff_s: float = 0.5
@@ -68,7 +74,7 @@ class Answer:
 
 
 class Transport:
-    """The device's side of all calls to one server, over one kept connection. One thread at a time; no proxies."""
+    """The device's side of all calls to one server, over one kept connection. One thread at a time."""
 
     def __init__(
         self,
@@ -79,6 +85,8 @@ class Transport:
         device: str = "",
         limits: TransportLimits = DEFAULT_LIMITS,
         ca_file: Path | None = None,
+        proxy: str | None = None,
+        pulse: Callable[[], None] | None = None,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.time,
         uniform: Callable[[], float] = random.random,
@@ -86,11 +94,13 @@ class Transport:
         """No connection is made yet.
 
         base_url: http or https, host, and where needed port and path prefix. signer, device: who signs the requests;
-        without a signer they go unsigned. ca_file: PEM certificates to trust instead of the system's. sleep: takes
-        seconds. clock: seconds since 1970. uniform: numbers in [0, 1), for the jitter.
+        without a signer they go unsigned. ca_file: PEM certificates to trust instead of the system's. proxy: the
+        address of an HTTP proxy; None: that of the environment (`proxies.from_environment`), "": none. pulse: called
+        while answers arrive; may wait, or raise to break off. sleep: takes seconds. clock: seconds since 1970.
+        uniform: numbers in [0, 1), for the jitter.
 
         Raises:
-            InputError: the address or the CA file cannot be used.
+            InputError: the address, the CA file or the proxy cannot be used.
         """
         address = Address.parse(base_url)
         self.base_url = address.url
@@ -103,8 +113,12 @@ class Transport:
             counter,
             connect_timeout_s=limits.connect_timeout_s,
             read_timeout_s=limits.read_timeout_s,
+            answer_timeout_s=limits.answer_timeout_s,
             ca_file=ca_file,
+            proxy=_proxy(address, proxy),
+            pulse=pulse,
         )
+        self._offset_s = 0.0
 
     def __enter__(self) -> Transport:
         return self
@@ -139,6 +153,7 @@ class Transport:
             Refused: another status.
             WireError: the answer is larger than `max_answer_bytes`; it was not read to its end.
             TrustError: the server's certificate does not verify.
+            Yielded: the byte budget of the counter is used up.
         """
         fixed = dict(headers or {})
         if body:
@@ -150,7 +165,9 @@ class Transport:
             if self._signer is None:
                 return fixed
             return fixed | {
-                "Authorization": self._signer.authorization(self._device, method, path, body, self._clock())
+                "Authorization": self._signer.authorization(
+                    self._device, method, path, body, self._clock() + self._offset_s
+                )
             }
 
         def once() -> Answer:
@@ -161,7 +178,10 @@ class Transport:
             nonce = parse_authorization(sent["Authorization"])[2] if "Authorization" in sent else ""
             answer = Answer(response.status, response.msg, content, nonce)
             if answer.status not in accept_status:
-                raise self._refusal(f"{method} {path}", answer.status, answer.headers, content)
+                refusal = self._refusal(f"{method} {path}", answer.status, answer.headers, content)
+                if answer.status == 401 and isinstance(refusal, Refused) and self._learn_time(answer.headers):
+                    raise MayPassError(refusal, 0.0)
+                raise refusal
             if content and accept not in ("", _media_type(answer.headers)):
                 raise self._not_ours(answer.headers, accept)
             return answer
@@ -228,9 +248,18 @@ class Transport:
             "It was not kept. Tell its operator"
         )
 
+    def _learn_time(self, headers: Message) -> bool:
+        """Sign by the server's clock from now on, if this device's is far from it: it may have no battery."""
+        stated = _date(headers.get("Date", ""))
+        if stated is None or abs(stated - self._clock() - self._offset_s) <= _SKEW_S:
+            return False
+        self._offset_s = stated - self._clock()
+        return True
+
     def _persist(self, once: Callable[[], _T]) -> _T:
         attempt = 1
         while True:
+            self.counter.check()
             try:
                 return once()
             except MayPassError as failure:
@@ -274,6 +303,12 @@ class Transport:
             return None
         now = _date(headers.get("Date", ""))  # the server's clock: devices without a battery clock can be years off
         return max(0.0, until - (self._clock() if now is None else now))
+
+
+def _proxy(address: Address, given: str | None) -> Proxy | None:
+    if given is None:
+        return from_environment(address.host, address.port, address.tls)
+    return Proxy.parse(given) if given else None
 
 
 def _media_type(headers: Message) -> str:

@@ -201,6 +201,94 @@ class LoggingProxy(_Listener):
         server.close()
 
 
+class MisbehavingProxy(_Listener):
+    """Relays HTTP, and spoils an answer with each of `faults` in turn: raw bytes in, what is sent instead out."""
+
+    def __init__(self, upstream: int, *faults: Callable[[bytes], Reply]) -> None:
+        self._upstream = upstream
+        self.faults = list(faults)
+        super().__init__()
+
+    def __enter__(self) -> MisbehavingProxy:
+        return self
+
+    def serve(self, connection: socket.socket) -> None:
+        server = socket.create_connection(("127.0.0.1", self._upstream))
+        try:
+            with connection.makefile("rb") as stream, server.makefile("rb") as answers:
+                while request := _read_request(stream.readline, stream.read):
+                    lines = [f"{request.method} {request.path} HTTP/1.1"]
+                    lines += [f"{name}: {value}" for name, value in request.headers.items()]
+                    server.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + request.body)
+                    data = _read_answer(answers.readline, answers.read)
+                    spoiled = self.faults.pop(0)(data) if self.faults else Reply(data)
+                    connection.sendall(spoiled.data)
+                    if spoiled.then == "close":
+                        break
+                    if spoiled.then == "reset":
+                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                        break
+        except OSError:
+            pass
+        server.close()
+        connection.close()
+
+
+class ForwardProxy(_Listener):
+    """A proxy as networks have them: absolute addresses, CONNECT, and if `credentials` are set, only with them.
+
+    Attributes:
+        asked: the request lines that it was given.
+    """
+
+    def __init__(self, credentials: str = "") -> None:
+        self._credentials = credentials
+        self.asked: list[str] = []
+        super().__init__()
+
+    def __enter__(self) -> ForwardProxy:
+        return self
+
+    def serve(self, connection: socket.socket) -> None:
+        with connection.makefile("rb") as stream:
+            while request := _read_request(stream.readline, stream.read):
+                self.asked.append(f"{request.method} {request.path}")
+                if request.headers.get("proxy-authorization", "") != self._credentials:
+                    connection.sendall(reply(407).data)
+                    continue
+                if request.method == "CONNECT":
+                    server = socket.create_connection(("127.0.0.1", int(request.path.rpartition(":")[2])))
+                    connection.sendall(b"HTTP/1.1 200 Connected\r\n\r\n")
+                    self._start(lambda from_: _pump(from_, connection), server)
+                    _pump(connection, server)
+                    return
+                host, _, path = request.path.removeprefix("http://").partition("/")
+                with socket.create_connection(("127.0.0.1", int(host.rpartition(":")[2]))) as server:
+                    lines = [f"{request.method} /{path} HTTP/1.1"]
+                    lines += [f"{n}: {v}" for n, v in request.headers.items() if not n.startswith("proxy-")]
+                    server.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + request.body)
+                    with server.makefile("rb") as answers:
+                        connection.sendall(_read_answer(answers.readline, answers.read))
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+    _hang_up(sink)
+    _hang_up(source)
+
+
+def _read_answer(readline: Callable[[], bytes], read: Callable[[int], bytes]) -> bytes:
+    """A whole answer that states its length, as raw bytes."""
+    head, length = b"", 0
+    while not head.endswith(b"\r\n\r\n") and (line := readline()):
+        head += line
+        if line.lower().startswith(b"content-length:"):
+            length = int(line.partition(b":")[2])
+    return head + read(length)
+
+
 @dataclass
 class Relayed:
     up: int = field(default=0)

@@ -14,6 +14,7 @@ import signal
 import sqlite3
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -121,11 +122,13 @@ def test_killed_at_every_transition_the_round_ends_as_if_it_had_not_been(zygote,
         [row] = device.rounds() or [None]
         state, at_hand = row.state if row else None, device.at_hand()
         states.add(state)
-        assert device.ranking() is None or state != "started" or row is None or len(device.ranking()) == 10
-        seen = len(proxy.requests)
+        ranking = device.ranking()
+        assert len(ranking) == 10 if ranking is not None else state in (None, "started")
+        before, seen = device.weights(), len(proxy.requests)
         assert zygote.run(device.folder, proxy.url) == 0
         check_no_waste(proxy.requests[seen:], at_hand, state)
-        assert device.weights() == expected, f"killed at point {kill_at}, in state {state}"
+        ended = before if state in FINAL else device.weights()  # after its end, the next round has run
+        assert ended == expected, f"killed at point {kill_at}, in state {state}"
         rows = device.rounds()
         assert rows[-1].state == "done" and not any((device.folder / "rounds").iterdir())
         assert state in (None, *FINAL) or [row.id for row in rows] == [rows[0].id], "it was resumed, not begun anew"
@@ -159,7 +162,8 @@ def test_killed_at_random_instants_the_last_good_weights_rank(zygote, proxy, pub
         seen = len(proxy.requests)
         child = zygote.start(device.folder, proxy.url)
         time.sleep(usual * rng.random())
-        os.kill(child, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it was faster
+            os.kill(child, signal.SIGKILL)
         killed = zygote.wait() == -signal.SIGKILL
         device.check_store()
         check_no_waste(proxy.requests[seen:], at_hand, before[-1].state)
@@ -189,7 +193,8 @@ def test_killed_in_mid_transfer_what_has_arrived_is_not_fetched_again(zygote, pr
         seen = len(proxy.requests)
         child = zygote.start(device.folder, proxy.url)
         time.sleep(0.15 + 0.15 * rng.random())
-        os.kill(child, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it was faster
+            os.kill(child, signal.SIGKILL)
         status = zygote.wait()
         check_no_waste(proxy.requests[seen:], at_hand, rows[-1].state if rows else None)
         device.check_store()

@@ -315,7 +315,7 @@ def test_a_port_where_nothing_listens_and_a_name_that_nobody_has(monkeypatch: py
         port = gone.getsockname()[1]
     naps = Naps()
     with to(f"http://127.0.0.1:{port}", naps) as transport:
-        with pytest.raises(Unreachable, match=f"nothing listens on port {port}; check that the server runs"):
+        with pytest.raises(Unreachable, match=f"nothing listens on port {port} of 127.0.0.1; check that it runs"):
             transport.request("GET", "/", label="any")
         assert len(naps.taken) == 2 and transport.counter.total == Traffic()
 
