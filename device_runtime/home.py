@@ -18,7 +18,7 @@ from pathlib import Path
 from device_runtime.bundle import BlobStore, Manifest, move_durably, open_manifest, read_tensors
 from device_runtime.counting import ByteCounter
 from device_runtime.engines import Engine, installed
-from device_runtime.errors import InputError, StoreError
+from device_runtime.errors import InputError, StoreError, WireError
 from device_runtime.identity import Signer, check_public_key, device_id
 from device_runtime.messages import BundleRef, Enrolled, Enrolment, from_json, to_json
 from device_runtime.model import Model, Weights
@@ -148,8 +148,15 @@ class DeviceHome:
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise StoreError(f"cannot read the weights {path}: {error.strerror}") from None
-        return Weights.from_tensors(read_tensors(data, str(path)), found[0])
+            raise StoreError(f"cannot read the weights {path}: {error.strerror}; {self._repair}") from None
+        try:
+            return Weights.from_tensors(read_tensors(data, str(path)), found[0])
+        except WireError as error:
+            raise StoreError(f"{error}; {self._repair}") from None
+
+    @property
+    def _repair(self) -> str:
+        return f"`coda device repair --home {self.path}` lets the bundle's own serve"
 
     def place_weights(self, version: str, source: Path) -> None:
         """Move a file of weights to where it can serve, without writing it again; harmless if done before.

@@ -350,7 +350,7 @@ class Round:
             for row in waiting[-_OUTBOX:]:
                 self.transport.request("POST", "/v1/reports", to_json(row.report), label="report", accept_status=(204,))
                 self.home.store.mark_delivered(row.id)
-        except TransportError:
+        except (TransportError, Yielded):
             pass  # the outbox keeps them for the next round
         self._note_cost()
         self.home.store.note_progress(self.id, self.progress)

@@ -140,6 +140,11 @@ class Store:
         self._db.execute("DELETE FROM weights")
         self._db.execute("INSERT INTO weights VALUES (?, ?, 1)", (version, bundle))
 
+    def drop_weights(self) -> None:
+        """Let the bundle's own weights serve."""
+        with self._transaction():
+            self._db.execute("DELETE FROM weights")
+
     def passed(self, what: str) -> bool:
         """Whether this combination of bundle, engine and version has passed its self-test."""
         with self._explained():
