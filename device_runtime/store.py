@@ -84,6 +84,31 @@ class Store:
             )
             return self._db.total_changes - before
 
+    def add_samples(self, samples: Iterable[Event]) -> int:
+        """As `add_events`, for events that triggers made; of two labels for one impression the higher one counts."""
+        rows = [(e.item, e.timestamp, e.label, e.rating, int(e.observed)) for e in samples]
+        with self._transaction():
+            [before] = self._db.execute("SELECT count(*) FROM events").fetchone()
+            self._db.executemany(
+                "INSERT INTO events (item, timestamp, label, rating, observed) VALUES (?, ?, ?, ?, ?)"
+                " ON CONFLICT DO UPDATE SET label = excluded.label WHERE excluded.label > label",
+                rows,
+            )
+            return int(self._db.execute("SELECT count(*) FROM events").fetchone()[0]) - int(before)
+
+    def retain(self, max_age_s: float, most: int, now: float) -> int:
+        """Remove events older than `max_age_s` seconds, and the oldest beyond `most`. Returns how many went."""
+        with self._transaction():
+            last = self.last_event()
+            before = self._db.total_changes
+            self._db.execute("DELETE FROM events WHERE seq < ? AND timestamp < ?", (last, int(now - max_age_s)))
+            self._db.execute(
+                "DELETE FROM events WHERE seq < ? AND seq IN"
+                " (SELECT seq FROM events ORDER BY timestamp DESC, seq DESC LIMIT -1 OFFSET ?)",
+                (last, most),
+            )
+            return self._db.total_changes - before
+
     def events(self, until: int | None = None, newest: int | None = None) -> list[Event]:
         """Events, oldest first; those of the same second in the order of their arrival.
 
