@@ -22,9 +22,9 @@ from cloud.evaluation.protocols import Case
 from device_runtime import filtering, personalize, query
 from device_runtime.bundle import RoundSettings
 from device_runtime.filtering import Filtered
+from device_runtime.local import personal_table
 from device_runtime.meter import Meter
 from device_runtime.model import VOCABULARY, Weights
-from device_runtime.round import personal_table
 from device_runtime.samples import Column, Float32, Ragged, SampleBatch
 from device_runtime.stream import samples
 from device_runtime.tables import LocalTable
