@@ -60,6 +60,7 @@ class Command:
         parser.add_argument("--work", type=Path, metavar="DIR", help="models and finished parts (default: OUT.work)")
         parser.add_argument("--quick", action="store_true", help="few users, one seed, two epochs: to see that it runs")
         parser.add_argument("--json", type=Path, required=True, metavar="OUT", help="the result")
+        parser.add_argument("--report", type=Path, metavar="DIR", help="write the same as a page, with plots, here")
 
     @staticmethod
     def run(args: argparse.Namespace) -> int:

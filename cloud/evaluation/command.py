@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from cloud.datasets import Dataset, example, read
-from cloud.evaluation import leaks, result, synthetic
+from cloud.evaluation import leaks, page, result, synthetic
 from cloud.evaluation.making import Show, prepare
 from cloud.evaluation.methods import METHODS, chosen
 from cloud.evaluation.protocols import split
@@ -50,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
     with bar:
         outcome = evaluate(args, show)
     write_atomically(args.json, msgspec.json.format(msgspec.json.encode(outcome)) + b"\n")
+    if args.report:
+        page.write(outcome, args.report)
     console.print(result.table(outcome))
     if outcome.sweep:
         console.print(result.sweep_table(outcome))
