@@ -1,0 +1,148 @@
+"""`coda evaluate` from its words to its JSON, its page and its errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloud.evaluation.methods import METHODS
+from device_runtime.cli import main
+
+from .conftest import Finished
+
+METHOD_FIELDS = {"name", "mean_user_auc", "gauc", "log_loss", "calibration", "vs_cloud", "vs_local", "better", "same"}
+METHOD_FIELDS |= {"worse", "raw", "p5", "cost", "strata"}
+COST_FIELDS = {"cpu_s", "peak_mib", "bytes_down", "bytes_up", "candidates", "kept"}
+
+
+def test_the_json_has_what_others_script_against(finished: Finished) -> None:
+    result = finished.result
+    for field in ("command", "version", "machine", "started", "dataset", "protocol", "users", "seeds", "model"):
+        assert result[field], field
+    assert set(result["versions"]) >= {"coda-loop", "numpy", "onnxruntime", "torch"}
+    assert (result["users"], result["seeds"], result["protocol"]) == (6, 1, "synthetic")
+    assert [m["name"] for m in result["methods"]] == list(METHODS)
+    for method in result["methods"]:
+        assert set(method) >= METHOD_FIELDS and set(method["cost"]) == COST_FIELDS
+        assert method["better"] + method["same"] + method["worse"] == pytest.approx(1)
+        assert method["vs_cloud"]["ci95"][0] <= method["vs_cloud"]["mean"] <= method["vs_cloud"]["ci95"][1]
+        assert sum(s["users"] for s in method["strata"]) == 6
+
+
+def test_costs_say_what_each_method_does(finished: Finished) -> None:
+    cost = {m["name"]: m["cost"] for m in finished.result["methods"]}
+    assert not any(cost["cloud"].values())
+    assert cost["local"]["cpu_s"] > 0 and not cost["local"]["bytes_down"] and not cost["local"]["kept"]
+    assert cost["coda"]["bytes_up"] > 100 and cost["coda"]["bytes_down"] > 1000
+    assert cost["coda"]["candidates"] > cost["coda"]["kept"] > 0
+    assert cost["coda"]["cpu_s"] > cost["local-judged"]["cpu_s"]
+    assert cost["local+random"]["bytes_up"] == 0 < cost["local+random"]["bytes_down"]
+    assert cost["local+matched"]["kept"] == cost["local+matched"]["candidates"]
+
+
+def test_the_bound_is_at_least_as_good_as_what_it_chooses_from(finished: Finished) -> None:
+    auc = {m["name"]: m["mean_user_auc"] for m in finished.result["methods"]}
+    assert auc["oracle"] >= max(auc["cloud"], auc["local"], auc["coda"], auc["coda-no-judge"])
+    assert [m["name"] for m in finished.result["methods"] if m["reference"]] == ["oracle"]
+
+
+def test_the_page_is_whole_and_fetches_nothing(finished: Finished) -> None:
+    page = (finished.report / "report.html").read_text()
+    assert json.loads((finished.report / "report.json").read_text()) == finished.result
+    assert all(f">{name}" in page for name in METHODS)
+    assert page.count("<svg") >= 10 and "upper bound" in page
+    assert "<script" not in page and "http" not in page.replace("http://www.w3.org", "").replace("without HTTP", "")
+
+
+def without_costs(result: dict[str, Any]) -> Any:
+    for method in result["methods"]:
+        del method["cost"]
+    return {"methods": result["methods"], "examined": result["examined"], "filter": result["filter"]}
+
+
+def test_the_same_seed_gives_the_same_numbers_whatever_else_is_asked_for(finished: Finished, tmp_path: Path) -> None:
+    out = tmp_path / "again.json"
+    assert main([*finished.words, "--methods", "local,coda,oracle", "--json", str(out)]) == 0
+    again = json.loads(out.read_text())
+    names = [m["name"] for m in again["methods"]]
+    assert names == ["cloud", "local", "coda", "oracle"]
+    whole = [m for m in finished.result["methods"] if m["name"] in names]
+    for one, other in zip(again["methods"], whole, strict=True):
+        assert {k: v for k, v in one.items() if k != "cost"} == {k: v for k, v in other.items() if k != "cost"}
+
+
+def test_a_run_that_is_killed_goes_on_where_it_was(finished: Finished, tmp_path: Path) -> None:
+    words = ["evaluate", "--protocol", "synthetic", "--heterogeneity", "1", "--quick", "--users", "16", "--jobs", "1"]
+    words += ["--work", str(finished.work), "--methods", "local-judged", "--json"]
+    before = set((finished.work / "results").glob("*/*.json"))
+
+    def fresh() -> list[Path]:
+        return sorted(set((finished.work / "results").glob("*/*.json")) - before)
+
+    command = [sys.executable, "-m", "device_runtime", *words, str(tmp_path / "killed.json")]
+    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        while not fresh():
+            assert killed.poll() is None, "it ended before its first chunk was done"
+            time.sleep(0.01)
+    finally:
+        os.killpg(killed.pid, signal.SIGKILL)
+        killed.wait()
+    assert not (tmp_path / "killed.json").exists()
+    done = {path: path.stat().st_mtime_ns for path in fresh()}
+    assert main([*words, str(tmp_path / "resumed.json")]) == 0
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert len(fresh()) == 2  # 16 users are two chunks
+    for path in fresh():
+        path.unlink()
+    assert main([*words, str(tmp_path / "whole.json")]) == 0
+    resumed, whole = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("resumed", "whole"))
+    assert without_costs(resumed) == without_costs(whole)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--methods", "coda,magic"], "no method is called 'magic'"),
+        (["--users", "0"], "at least 1"),
+        (["--jobs", "0"], "--jobs"),
+        (["--items", "x.csv"], "--items goes with --interactions"),
+        (["--heterogeneity", "1"], "belong to --protocol synthetic"),
+        (["--protocol", "synthetic", "--heterogeneity", "2"], "goes from 0 to 1"),
+        (["--protocol", "synthetic", "--interactions", "x.csv"], "makes its own table"),
+        (["--interactions", "absent.csv"], "there is no absent.csv"),
+        (["--settings", "absent.json"], "cannot read the settings"),
+        (["--model", "Nothing"], "no model is called 'Nothing'"),
+    ],
+)
+def test_bad_words_are_refused_with_a_sentence(
+    words: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", "--quick", *words, "--json", str(tmp_path / "out.json")]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize("text", ['{"candidate": 5}', "[]", "{"])
+def test_settings_that_are_none_are_refused(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "settings.json").write_text(text)
+    words = ["evaluate", "--quick", "--settings", str(tmp_path / "settings.json"), "--json", str(tmp_path / "out.json")]
+    assert main(words) == 2
+    assert "there are centroids, candidates" in capsys.readouterr().err
+
+
+def test_settings_change_the_round(finished: Finished, tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text('{"candidates": 40}')
+    words = [*finished.words, "--methods", "coda", "--settings", str(tmp_path / "settings.json")]
+    assert main([*words, "--json", str(tmp_path / "out.json")]) == 0
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert result["settings"]["candidates"] == 40
+    assert result["methods"][-1]["cost"]["candidates"] == 40

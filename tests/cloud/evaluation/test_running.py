@@ -1,0 +1,156 @@
+"""Chunks over processes, backends, and the device that is played in them."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from cloud.evaluation import mpda, running
+from cloud.evaluation.cloud_side import Cloud
+from cloud.evaluation.device import Device, _joined
+from cloud.evaluation.methods import METHODS, Method, chosen
+from cloud.evaluation.running import UserResult, Work, examine, run, tasks
+from device_runtime.bundle import RoundSettings
+from device_runtime.errors import EngineError, EngineUnavailable
+from device_runtime.metrics import auc
+from device_runtime.model import Weights
+from device_runtime.samples import Ragged
+from device_runtime.wire import Rows
+
+from .conftest import Finished
+
+
+@pytest.fixture
+def work(finished: Finished) -> Work:
+    return Work(finished.place, RoundSettings(), ("cloud", "local", "coda"), False)
+
+
+@pytest.fixture
+def device(finished: Finished, tmp_path: Path) -> Device:
+    return Device(Cloud.open(finished.place), finished.parts.cases[0], RoundSettings(), 0, tmp_path)
+
+
+def scores(results: dict[int, list[UserResult]]) -> list[dict[str, float]]:
+    return [{n: s.auc for n, s in user.scores.items()} for seed in results.values() for user in seed]
+
+
+def test_processes_give_what_one_gives(finished: Finished, work: Work, tmp_path: Path) -> None:
+    cases = finished.parts.cases
+    told: list[tuple[int, int]] = []
+    one = run(tasks(work, cases, [0, 1], tmp_path / "one"), "loky", 1, lambda *n: told.append(n))
+    two = run(tasks(work, cases, [0, 1], tmp_path / "two"), "loky", 2, lambda *_: None)
+    assert scores(one) == scores(two)
+    assert told[0] == (0, 12) and told[-1] == (12, 12)
+    assert list(one) == [0, 1] and scores({0: one[0]}) != scores({1: one[1]})
+
+
+def test_finished_chunks_are_reused_only_for_the_same_work(finished: Finished, work: Work, tmp_path: Path) -> None:
+    def names(changed: Work) -> list[str]:
+        return [str(task.result) for task in tasks(changed, finished.parts.cases, [0], tmp_path)]
+
+    same = names(work)
+    assert names(work) == same
+    for change in (
+        {"settings": RoundSettings(epochs=9)},
+        {"methods": ("cloud", "local")},
+        {"growing": True},
+    ):
+        assert not set(names(dataclasses.replace(work, **change))) & set(same)
+
+
+def test_a_missing_ray_is_said_and_what_to_do(
+    finished: Finished, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(EngineUnavailable, match=r"pip install 'coda-loop\[ray\]'"):
+        run(tasks(work, finished.parts.cases, [0], tmp_path), "ray", 2, lambda *_: None)
+
+
+def test_a_training_that_diverges_leaves_the_clouds_weights_and_is_counted(
+    finished: Finished, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(_: Device) -> Weights:
+        raise EngineError("training diverged")
+
+    monkeypatch.setitem(running.METHODS, "local", Method(diverge, ""))
+    [task] = tasks(work, finished.parts.cases[:2], [0], tmp_path)
+    examine(task)
+    for user in msgspec.json.decode(task.result.read_bytes(), type=list[UserResult]):
+        assert user.scores["local"].failed == "training diverged"
+        assert user.scores["local"].auc == user.scores["cloud"].auc
+
+
+def test_methods_are_chosen_by_name_with_what_differences_need() -> None:
+    assert chosen("coda") == ["cloud", "local", "coda"]
+    assert chosen("all") == list(METHODS)
+
+
+# -- the device ------------------------------------------------------------------------------------------------------
+
+
+def test_candidates_are_older_than_the_match_and_somebody_elses(device: Device) -> None:
+    users, times = device.cloud.origins(device.matched())
+    assert len(users) == device.settings.candidates
+    assert (users != device.case.user).all() and times.max() < device.case.match_time
+    users, times = device.cloud.origins(device.random())
+    assert (users != device.case.user).all() and times.max() < device.case.match_time
+
+
+def test_samples_of_one_contributor_share_their_history_on_the_wire(device: Device) -> None:
+    together = device.random().columns["history"]
+    assert isinstance(together, Ragged) and len(together.values) < together.lengths.sum()
+
+
+def test_a_stage_is_computed_once_and_charged_to_all_who_use_it(device: Device) -> None:
+    _, first = device.run(METHODS["coda"].run)
+    _, again = device.run(METHODS["coda"].run)
+    _, unjudged = device.run(METHODS["coda-no-judge"].run)
+    assert first == again
+    assert 0 < unjudged.cpu_s < first.cpu_s and unjudged.bytes_down == first.bytes_down
+
+
+def test_mpda_keeps_what_raises_the_local_auc_and_rolls_back_the_rest(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = device.parts.local
+    kept = []
+    tuned = device.tuned
+
+    def watched(name: str, *args, **kwargs):  # type: ignore[no-untyped-def]
+        kept.append((kwargs["start"], tuned(name, *args, **kwargs)))
+        return kept[-1][1]
+
+    monkeypatch.setattr(device, "tuned", watched)
+    monkeypatch.setattr(mpda, "USERS", 4)
+    result = mpda.run(device, mpda.randomly)
+    assert len(kept) == 5 and result is kept[-1][1]
+    best = auc(local.labels, device.logits(local, device.model.base))
+    for (start, tried), (following, _) in pairwise(kept):
+        value = auc(local.labels, device.logits(local, tried))
+        assert following is (tried if value > best else start)
+        best = max(best, value)
+
+
+def test_similar_users_are_nearer_than_random_ones(device: Device) -> None:
+    mine = device.embeddings(device.parts.local, "all local").mean(0)
+
+    def nearness(groups: list[np.ndarray]) -> float:
+        return float((device.cloud.means(device.pool, groups) @ mine).mean())
+
+    assert nearness(mpda.by_similarity(device)) > nearness(mpda.randomly(device))
+
+
+def test_rows_that_moved_before_stay_moved() -> None:
+    def weights(ids: list[int], value: float) -> Weights:
+        return Weights({}, Rows(np.array(ids, np.int32), {"w": np.full((len(ids), 2), value, np.float32)}))
+
+    joined = _joined(weights([2, 5], 1), weights([1, 5], 2)).rows
+    assert joined is not None and joined.ids.tolist() == [1, 2, 5]
+    assert joined.tensors["w"][:, 0].tolist() == [2, 1, 2]
+    assert _joined(Weights({}), weights([1], 2)).rows is not None
