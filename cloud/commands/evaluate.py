@@ -20,6 +20,7 @@ A run that was stopped goes on where it was when it is started again: what is fi
 example:
   coda evaluate --interactions ratings.csv --items movies.csv --protocol fresh --methods all --users 300 --seeds 3 \\
                 --json fresh.json --report fresh-report
+  coda evaluate --interactions ratings.csv --protocol fresh --tune grid.json --settings-out best.json --json tune.json
 """
 
 
@@ -48,6 +49,12 @@ class Command:
         parser.add_argument("--users", type=int, default=300, metavar="N", help="examined, at most (%(default)s)")
         parser.add_argument(
             "--seeds", type=int, default=3, metavar="N", help="of what is random on devices (%(default)s)"
+        )
+        parser.add_argument(
+            "--tune", type=Path, metavar="GRID", help="JSON of lists: choose settings on the validation period instead"
+        )
+        parser.add_argument(
+            "--settings-out", type=Path, metavar="F", help="tune: write the chosen settings, for --settings"
         )
         parser.add_argument(
             "--settings", type=Path, metavar="F", help="JSON with round settings that differ from the defaults"

@@ -7,6 +7,8 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -14,11 +16,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from cloud.datasets import Dataset, example, read
-from cloud.evaluation import leaks, page, result, synthetic
+from cloud.evaluation import leaks, page, result, synthetic, tuning
+from cloud.evaluation.cloud_side import Place
 from cloud.evaluation.making import Show, prepare
 from cloud.evaluation.methods import METHODS, chosen
-from cloud.evaluation.protocols import split
-from cloud.evaluation.running import Work, tasks
+from cloud.evaluation.protocols import Split, split
+from cloud.evaluation.running import UserResult, Work, tasks
 from cloud.evaluation.running import run as examine_all
 from cloud.evaluation.statistics import summarize
 from device_runtime import __version__
@@ -47,6 +50,14 @@ def run(args: argparse.Namespace) -> int:
             shown[stage] = bar.add_task(name, total=total)
         bar.update(shown[stage], description=name, completed=done, total=total)
 
+    if args.tune:
+        with bar:
+            tuned = tune(args, show)
+        write_atomically(args.json, msgspec.json.format(msgspec.json.encode(tuned)) + b"\n")
+        if args.settings_out:
+            write_atomically(args.settings_out, msgspec.json.format(msgspec.json.encode(tuned.chosen)) + b"\n")
+        console.print(tuning.table(tuned))
+        return 0
     with bar:
         outcome = evaluate(args, show)
     write_atomically(args.json, msgspec.json.format(msgspec.json.encode(outcome)) + b"\n")
@@ -60,16 +71,14 @@ def run(args: argparse.Namespace) -> int:
 
 def evaluate(args: argparse.Namespace, show: Show) -> result.Result:
     """Raises: CodaError."""
-    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    started = now()
     if args.protocol != "synthetic":
-        dataset = example() if args.interactions is None else _read(args)
-        return _evaluated(args, started, dataset, show)
+        return _evaluated(args, started, _read(args), show)
     knobs = SWEEP if args.heterogeneity is None else (args.heterogeneity,)
-    world = synthetic.QUICK if args.quick else synthetic.WORLD
     seed = 1 if args.validation else 0  # another world, since there is no earlier time in this one
     each = []
     for knob in knobs:
-        made = synthetic.make(knob, seed, world)
+        made = synthetic.make(knob, seed, _world(args))
         if args.table_out:
             made.write(args.table_out / f"heterogeneity-{knob:g}")
         each.append(
@@ -79,29 +88,90 @@ def evaluate(args: argparse.Namespace, show: Show) -> result.Result:
     return msgspec.structs.replace(each[-1], sweep=sweep)
 
 
-def _evaluated(
-    args: argparse.Namespace, started: str, dataset: Dataset, show: Show, made: synthetic.Made | None = None
-) -> result.Result:
-    users, seeds = (min(args.users, _QUICK_USERS), 1) if args.quick else (args.users, args.seeds)
-    methods, settings = chosen(args.methods), read_settings(args.settings)
+@dataclass(frozen=True)
+class Prepared:
+    """A split, and the cloud that was made for it."""
+
+    parts: Split
+    place: Place
+    truth: synthetic.Truth | None
+
+
+def _prepared(
+    args: argparse.Namespace, dataset: Dataset, show: Show, made: synthetic.Made | None = None, validation: bool = False
+) -> Prepared:
     training = TrainSettings(model=args.model, threads=_threads(args.jobs))
     if made is not None:  # nothing is to be forgotten in a world that has no accidents but flipped labels
         training = msgspec.structs.replace(training, weight_decay=0.05, item_dropout=0.1)
     if args.quick:
         training = msgspec.structs.replace(training, epochs=_QUICK_EPOCHS)
     if made is None:
-        parts = split(dataset, args.protocol, users, validation=args.validation)
+        parts = split(dataset, args.protocol, _users(args), validation=validation)
     else:
-        parts = split(dataset, args.protocol, users, cut=synthetic.CUT)
+        parts = split(dataset, args.protocol, _users(args), cut=synthetic.CUT)
     leaks.check_split(parts)
-    store: Path = args.work or args.json.with_name(args.json.name + ".work")
-    place = prepare(parts, store, training, show)
-    truth = None if made is None else synthetic.Truth.of(made)
-    work = Work(place, settings, tuple(methods), args.growing_histories, truth)
-    todo = tasks(work, parts.cases, range(seeds), store / "results")
-    found = examine_all(todo, args.backend, args.jobs, lambda done, total: show("examine users", done, total))
+    place = prepare(parts, _store(args), training, show)
+    return Prepared(parts, place, None if made is None else synthetic.Truth.of(made))
+
+
+def _played(
+    args: argparse.Namespace, ready: Prepared, settings: RoundSettings, methods: Sequence[str], show: Show
+) -> dict[int, list[UserResult]]:
+    work = Work(ready.place, settings, tuple(methods), args.growing_histories, ready.truth)
+    todo = tasks(work, ready.parts.cases, range(_seeds(args)), _store(args) / "results")
+    return examine_all(todo, args.backend, args.jobs, lambda done, total: show("examine users", done, total))
+
+
+def _users(args: argparse.Namespace) -> int:
+    return min(args.users, _QUICK_USERS) if args.quick else int(args.users)
+
+
+def _seeds(args: argparse.Namespace) -> int:
+    return 1 if args.quick else int(args.seeds)
+
+
+def _store(args: argparse.Namespace) -> Path:
+    return args.work or Path(args.json).with_name(args.json.name + ".work")
+
+
+def tune(args: argparse.Namespace, show: Show) -> tuning.Tuned:
+    """Choose settings on the validation period. Raises: CodaError."""
+    started, base = now(), read_settings(args.settings)
+    grid = tuning.read_grid(args.tune, base)
+    if args.protocol == "synthetic":
+        made = synthetic.make(1.0 if args.heterogeneity is None else args.heterogeneity, 1, _world(args))
+        ready = _prepared(args, made.dataset, show, made)
+    else:
+        made = None
+        ready = _prepared(args, _read(args), show, validation=True)
+
+    def play(number: int, settings: RoundSettings) -> dict[int, list[UserResult]]:
+        told = f"settings {number + 1} of {len(grid)}"
+        return _played(args, ready, settings, ("cloud", "coda"), lambda _, done, total: show(told, done, total))
+
+    rows = tuning.search(grid, base, play)
+    return tuning.Tuned(
+        command(),
+        __version__,
+        result.machine(),
+        started,
+        ready.parts.cloud.name,
+        args.protocol,
+        len(ready.parts.cases),
+        _seeds(args),
+        rows,
+        rows[0].changes,
+    )
+
+
+def _evaluated(
+    args: argparse.Namespace, started: str, dataset: Dataset, show: Show, made: synthetic.Made | None = None
+) -> result.Result:
+    methods, settings = chosen(args.methods), read_settings(args.settings)
+    ready = _prepared(args, dataset, show, made, args.validation)
+    parts, found = ready.parts, _played(args, ready, settings, methods, show)
     return result.Result(
-        command=shlex.join(["coda", *sys.argv[1:]]),
+        command=command(),
         version=__version__,
         machine=result.machine(),
         started=started,
@@ -111,7 +181,7 @@ def _evaluated(
         quick=args.quick,
         growing_histories=args.growing_histories,
         users=len(parts.cases),
-        seeds=seeds,
+        seeds=_seeds(args),
         model=args.model,
         versions=result.versions(),
         cut=parts.cut,
@@ -137,6 +207,8 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError("--heterogeneity and --table-out belong to --protocol synthetic")
     if args.items and not args.interactions:
         raise InputError("--items goes with --interactions")
+    if args.settings_out and not args.tune:
+        raise InputError("--settings-out belongs to --tune")
 
 
 def read_settings(path: Path | None) -> RoundSettings:
@@ -156,8 +228,23 @@ def read_settings(path: Path | None) -> RoundSettings:
         raise InputError(f"{path} holds no round settings: {error}; there are {known}") from None
 
 
+def _world(args: argparse.Namespace) -> synthetic.World:
+    return synthetic.QUICK if args.quick else synthetic.WORLD
+
+
 def _read(args: argparse.Namespace) -> Dataset:
+    if args.interactions is None:
+        return example()
     return read(args.interactions, args.items, positive_at=args.positive_at)
+
+
+def now() -> str:
+    """UTC, ISO 8601."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def command() -> str:
+    return shlex.join(["coda", *sys.argv[1:]])
 
 
 def _threads(jobs: int) -> int:
