@@ -156,12 +156,16 @@ class Cloud:
             )
         return found
 
-    def origins(self, candidates: SampleBatch) -> tuple[Int32, Int64]:
+    def origins(self, candidates: SampleBatch) -> tuple[Int32, Int64] | None:
         """(users int32 [n], timestamps int64 [n]) of candidates, which themselves do not say: for judging a filter from
-        outside. Right as long as no two contributors have the same item, label and history."""
-        found = [self._origins[mark] for mark in _marks(candidates).tolist()]
-        users = np.array([one - token(0) for one, _ in found], np.int32)
-        return users, np.array([time for _, time in found], np.int64)
+        outside. Right as long as no two contributors have the same item, label and history. None where one is no sample
+        of the pool, but made of many."""
+        found = [self._origins.get(mark) for mark in _marks(candidates).tolist()]
+        known = [one for one in found if one is not None]
+        if len(known) < len(found):
+            return None
+        users = np.array([one - token(0) for one, _ in known], np.int32)
+        return users, np.array([time for _, time in known], np.int64)
 
     def answer_with(self, pool: PoolBefore, positions: Int64, held: Sequence[int]) -> bytes:
         """An answer's frame that holds these samples of the pool."""

@@ -117,11 +117,11 @@ def filter_truth(results: Mapping[int, Sequence[UserResult]]) -> FilterTruth | N
     if not known:
         return None
 
-    def mean(kind: str) -> Found:
-        each = [getattr(one, kind) for one in known]
+    def mean(each: list[Found]) -> Found:
         return Found(*(float(np.mean([getattr(f, name) for f in each])) for name in Found.__struct_fields__))
 
-    return FilterTruth(mean("group"), mean("taste"))
+    grouped = [one.group for one in known if one.group is not None]
+    return FilterTruth(mean(grouped) if grouped else None, mean([one.taste for one in known]))
 
 
 def sweep_table(result: Result) -> Table:
@@ -142,7 +142,11 @@ def sweep_table(result: Result) -> Table:
         cells += [_difference(by[name].vs_cloud) for name in names]
         cells.append(_difference(by["coda"].vs_local) if "coda" in by else "–")
         for found in (knob.filter.group, knob.filter.taste) if knob.filter else ():
-            cells += [f"{found.precision:.2f} ({found.share:.2f})", f"{found.recall:.2f} ({found.kept:.2f})"]
+            cells += (
+                [f"{found.precision:.2f} ({found.share:.2f})", f"{found.recall:.2f} ({found.kept:.2f})"]
+                if found
+                else ["–", "–"]
+            )
         shown.add_row(*cells)
     return shown
 

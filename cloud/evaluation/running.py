@@ -144,8 +144,7 @@ def _examined(device: Device, methods: Sequence[str]) -> UserResult:
 def _filter_truth(device: Device, truth: Truth) -> FilterTruth | None:
     candidates = device.matched()
     kept = device.filtered(candidates, "match").kept
-    users, times = device.cloud.origins(candidates)
-    return examine_filter(truth, device.case.user, candidates, users, times, kept)
+    return examine_filter(truth, device.case.user, candidates, device.cloud.origins(candidates), kept)
 
 
 def score(labels: Float32, logits: Float32, spent: Spent, failed: str = "") -> Score:

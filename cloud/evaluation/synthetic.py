@@ -173,28 +173,42 @@ class Found(msgspec.Struct, frozen=True):
 
 
 class FilterTruth(msgspec.Struct, frozen=True):
-    """group: samples from after the cut by users of the same hidden group. taste: samples whose label is what this user
-    would say of the item, whoever they are from."""
+    """group: samples from after the cut by users of the same hidden group; None where candidates are of many users at
+    once. taste: samples whose label is what this user would say of the item, whoever they are from; a soft label counts
+    by its part on the right side."""
 
-    group: Found
+    group: Found | None
     taste: Found
 
 
 def examine_filter(
-    truth: Truth, user: int, candidates: SampleBatch, contributors: Int32, times: Int64, kept: Int64
+    truth: Truth,
+    user: int,
+    candidates: SampleBatch,
+    origins: tuple[Int32, Int64] | None,
+    kept: Int64,
+    labels: Float32 | None = None,
 ) -> FilterTruth | None:
-    """None where there are no candidates, none is kept, or none is of a kind.
+    """None where there are no candidates, none is kept, or none is of the user's taste.
 
-    contributors: int32 [candidates], numbers of users. times: int64 [candidates], seconds.
+    origins: numbers of users int32 [candidates] and seconds int64 [candidates], if known. kept: positions. labels:
+    float32 [kept], where the filter corrects them.
     """
-    same_group = (truth.group[contributors] == truth.group[user]) & (times >= CUT)
-    items = np.asarray(candidates.columns["item"])
-    agreeing = truth.likes[user, items - 1] == (candidates.labels >= 0.5)
-    if not len(kept) or not same_group.any() or not agreeing.any():
+    likes = truth.likes[user, np.asarray(candidates.columns["item"]) - 1]
+    right = np.where(likes, candidates.labels, 1 - candidates.labels)
+    if not len(kept) or not right.sum():
         return None
-    return FilterTruth(_found(same_group, kept), _found(agreeing, kept))
+    corrected = None if labels is None else np.where(likes[kept], labels, 1 - labels)
+    taste = _found(right, kept, corrected)
+    if origins is None:
+        return FilterTruth(None, taste)
+    users, times = origins
+    same_group = (truth.group[users] == truth.group[user]) & (times >= CUT)
+    return FilterTruth(_found(same_group.astype(np.float64), kept) if same_group.any() else None, taste)
 
 
-def _found(inside: npt.NDArray[np.bool_], kept: Int64) -> Found:
-    hit = float(inside[kept].sum())
-    return Found(float(inside.mean()), hit / len(kept), hit / float(inside.sum()), len(kept) / len(inside))
+def _found(inside: npt.NDArray[np.floating], kept: Int64, corrected: npt.NDArray[np.floating] | None = None) -> Found:
+    """inside: float [candidates], how far each is inside, 0 to 1. corrected: the same of the kept ones, afterwards."""
+    after = inside[kept] if corrected is None else corrected
+    recall = float(inside[kept].sum() / inside.sum())
+    return Found(float(inside.mean()), float(after.mean()), recall, len(kept) / len(inside))

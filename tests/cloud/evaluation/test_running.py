@@ -95,11 +95,14 @@ def test_methods_are_chosen_by_name_with_what_differences_need() -> None:
 
 
 def test_candidates_are_older_than_the_match_and_somebody_elses(device: Device) -> None:
-    users, times = device.cloud.origins(device.matched())
+    users, times = device.cloud.origins(device.matched()) or ([], [])
     assert len(users) == device.settings.candidates
     assert (users != device.case.user).all() and times.max() < device.case.match_time
-    users, times = device.cloud.origins(device.random())
+    users, times = device.cloud.origins(device.random()) or ([], [])
     assert (users != device.case.user).all() and times.max() < device.case.match_time
+    nobodys = dataclasses.replace(device.random(), labels=np.full(device.settings.candidates, 0.5, np.float32))
+    nobodys = dataclasses.replace(nobodys, columns={**nobodys.columns, "item": nobodys.columns["item"][::-1]})
+    assert device.cloud.origins(nobodys) is None
 
 
 def test_samples_of_one_contributor_share_their_history_on_the_wire(device: Device) -> None:

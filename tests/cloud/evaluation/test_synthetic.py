@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -70,15 +71,30 @@ def test_the_filter_is_measured_by_the_truth(rng: np.random.Generator) -> None:
     users, times = e.contributor[at], e.timestamp[at]
 
     def measured(kept: Int64):  # type: ignore[no-untyped-def]
-        found = examine_filter(truth, 0, candidates, users, times, kept)
+        found = examine_filter(truth, 0, candidates, (users, times), kept)
         assert found is not None
         return found
 
     inside = np.flatnonzero((made.group[users] == made.group[0]) & (times >= CUT))
     perfect = measured(inside).group
+    assert perfect is not None
     assert (perfect.precision, perfect.recall) == (1, 1) and perfect.lift == pytest.approx(1 - len(inside) / 600)
     chance = measured(np.arange(0, 600, 2)).group
+    assert chance is not None
     assert chance.precision == pytest.approx(chance.share, abs=0.05) and chance.recall == pytest.approx(0.5, abs=0.15)
     agreeing = np.flatnonzero((made.score[0, e.item[at] - 1] > 0) == (e.label[at] >= 0.5))
     assert measured(agreeing).taste.precision == 1
-    assert examine_filter(truth, 0, candidates, users, times, np.zeros(0, np.int64)) is None
+    assert examine_filter(truth, 0, candidates, (users, times), np.zeros(0, np.int64)) is None
+
+
+def test_soft_labels_count_by_their_part_on_the_right_side() -> None:
+    made = make(1, 0, QUICK)
+    truth = Truth.of(made)
+    likes = truth.likes[0, :4].astype(np.float32)
+    events = made.dataset.events.take(np.arange(4))
+    batch = samples(dataclasses.replace(events, item=np.arange(1, 5, dtype=np.int32)), SCHEMA)
+    unsure = dataclasses.replace(batch, labels=np.full(4, 0.5, np.float32))
+    plain = examine_filter(truth, 0, unsure, None, np.arange(4))
+    assert plain is not None and plain.group is None and plain.taste.precision == plain.taste.share == 0.5
+    mended = examine_filter(truth, 0, unsure, None, np.arange(4), 0.25 + 0.5 * likes)
+    assert mended is not None and mended.taste.precision == 0.75 and mended.taste.recall == 1
