@@ -29,6 +29,8 @@ from device_runtime.samples import Float32
 CHUNK = 8
 """Users in a file of results, and in a task."""
 BINS = 10
+_WAVE = 4
+"""Tasks for each process between two signs of progress, where a backend gives no others."""
 
 
 class Score(msgspec.Struct, frozen=True):
@@ -191,10 +193,14 @@ def _parallel(todo: Sequence[Task], backend: str, jobs: int) -> Iterator[int]:
     if jobs == 1 and backend == "loky":
         yield from map(examine, todo)
         return
+    calls = [joblib.delayed(examine)(task) for task in todo]
     with _backend(backend):
-        yield from joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(
-            joblib.delayed(examine)(t) for t in todo
-        )
+        if backend == "loky":
+            yield from joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(calls)
+            return
+        wave = _WAVE * joblib.effective_n_jobs(jobs)  # joblib's Ray backend hands nothing back before all is done
+        for start in range(0, len(calls), wave):
+            yield from joblib.Parallel(n_jobs=jobs)(calls[start : start + wave])
 
 
 @contextmanager

@@ -42,7 +42,7 @@ def test_costs_say_what_each_method_does(finished: Finished) -> None:
     assert not any(cost["cloud"].values())
     assert cost["local"]["cpu_s"] > 0 and not cost["local"]["bytes_down"] and not cost["local"]["kept"]
     assert cost["coda"]["bytes_up"] > 100 and cost["coda"]["bytes_down"] > 1000
-    assert cost["coda"]["candidates"] > cost["coda"]["kept"] > 0
+    assert cost["coda"]["candidates"] >= cost["coda"]["kept"] > 0
     assert cost["coda"]["cpu_s"] > cost["local-judged"]["cpu_s"]
     assert cost["local+random"]["bytes_up"] == 0 < cost["local+random"]["bytes_down"]
     assert cost["local+matched"]["kept"] == cost["local+matched"]["candidates"]
@@ -136,7 +136,8 @@ def test_settings_that_are_none_are_refused(text: str, tmp_path: Path, capsys: p
     (tmp_path / "settings.json").write_text(text)
     words = ["evaluate", "--quick", "--settings", str(tmp_path / "settings.json"), "--json", str(tmp_path / "out.json")]
     assert main(words) == 2
-    assert "there are centroids, candidates" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "holds no round settings" in told and "candidates" in told
 
 
 def test_settings_change_the_round(finished: Finished, tmp_path: Path) -> None:
