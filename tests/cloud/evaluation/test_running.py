@@ -26,6 +26,9 @@ from device_runtime.wire import Rows
 from .conftest import Finished
 
 
+pytestmark = pytest.mark.timeout(900)  # the first test waits for an export, which a busy machine draws out
+
+
 @pytest.fixture
 def work(finished: Finished) -> Work:
     return Work(finished.place, RoundSettings(), ("cloud", "local", "coda"), False)

@@ -14,6 +14,7 @@ from device_runtime.errors import InputError
 from .conftest import Finished
 from .test_statistics import user
 
+pytestmark = pytest.mark.timeout(900)  # the first test waits for an export, which a busy machine draws out
 BASE = RoundSettings()
 
 
