@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 
@@ -95,6 +96,8 @@ def dataset_facts(dataset: Dataset) -> DatasetFacts:
     notes = list(dataset.report.notes)
     if bare:
         notes.append(f"{bare} of {len(dataset.items) - 1} items have no known category")
+    if future := int((dataset.events.timestamp > time.time()).sum()):
+        notes.append(f"{future} rows are later than today; they count as the newest, so check the table's clock")
     return DatasetFacts(dataset.name, len(dataset.users), len(dataset.items) - 1, len(dataset.events), notes)
 
 

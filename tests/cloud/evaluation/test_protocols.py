@@ -12,6 +12,7 @@ from cloud.datasets import Dataset, ReadReport
 from cloud.evaluation import leaks, protocols
 from cloud.evaluation.device import _until
 from cloud.evaluation.protocols import CAPS, MIN_TEST, Case, Split, split
+from cloud.evaluation.result import dataset_facts
 from device_runtime.errors import InputError
 from device_runtime.samples import Feature, Ragged, Schema
 from device_runtime.stream import Events, samples
@@ -198,3 +199,14 @@ def test_a_pool_out_of_order_is_found(tmp_path: Path, dataset: Dataset, rng: np.
 
 def test_protocol_names_are_those_of_the_command() -> None:
     assert protocols.PROTOCOLS == ("paper", "fresh", "cold", "synthetic")
+
+
+def test_items_without_categories_and_rows_of_the_future_are_said(dataset: Dataset) -> None:
+    times = dataset.events.timestamp.copy()
+    times[:3] = 4_000_000_000
+    odd = dataclasses.replace(dataset, events=dataclasses.replace(dataset.events, timestamp=times))
+    notes = " ".join(dataset_facts(odd).notes)
+    assert (
+        "3 rows are later than today" in notes and f"{ITEMS - 1} of {ITEMS - 1} items have no known category" in notes
+    )
+    assert "later than today" not in " ".join(dataset_facts(dataset).notes)

@@ -25,7 +25,6 @@ from device_runtime.wire import Rows
 
 from .conftest import Finished
 
-
 pytestmark = pytest.mark.timeout(900)  # the first test waits for an export, which a busy machine draws out
 
 
