@@ -5,18 +5,20 @@ HOME/device.key               the private key, readable by its owner only
 HOME/blobs/                   bundle files by content hash
 HOME/weights/VERSION.safetensors
 HOME/rounds/ID/               working files of the round under way (working.py)
+HOME/ca.pem                   certificates to trust instead of the system's, if the server's authority is private
+HOME/policy.json, conditions.json, foreground, triggers.json     see schedule.py and triggers.py
 HOME/cache/                   the ExecuTorch shim, where the machine has no other
 """
 
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from device_runtime.bundle import BlobStore, Manifest, move_durably, open_manifest, read_tensors
-from device_runtime.counting import ByteCounter
 from device_runtime.engines import Engine, installed
 from device_runtime.errors import InputError, StoreError, WireError
 from device_runtime.identity import Signer, check_public_key, device_id
@@ -24,7 +26,10 @@ from device_runtime.messages import BundleRef, Enrolled, Enrolment, from_json, t
 from device_runtime.model import Model, Weights
 from device_runtime.platform_info import capability
 from device_runtime.store import Store
-from device_runtime.transport import Transport
+
+if TYPE_CHECKING:
+    from device_runtime.counting import ByteCounter
+    from device_runtime.transport import Transport
 
 
 class DeviceHome:
@@ -79,10 +84,15 @@ class DeviceHome:
             raise InputError(f"{self.path} is not enrolled yet; run `coda device enrol --server URL --trust KEY` first")
         return value
 
-    def transport(self, counter: ByteCounter) -> Transport:
-        """Calls to the server that this device is enrolled at, signed."""
+    def transport(self, counter: ByteCounter, pulse: Callable[[], None] | None = None) -> Transport:
+        """Calls to the server that this device is enrolled at, signed; certificates of `HOME/ca.pem` are trusted if
+        there is such a file. pulse: see `Transport`."""
+        from device_runtime.transport import Transport  # not at the top: ranking needs no network
+
         signer = self.signer()
-        return Transport(self.server, counter, signer=signer, device=device_id(signer.public))
+        return Transport(
+            self.server, counter, signer=signer, device=device_id(signer.public), ca_file=self._ca_file, pulse=pulse
+        )
 
     def enrol(self, server: str, trusted: str, counter: ByteCounter) -> str:
         """Announce the device's key to a server; harmless if done before. Returns the device's id.
@@ -93,10 +103,12 @@ class DeviceHome:
             InputError: not a key or an address. TransportError: the server cannot be reached or refuses.
         """
         trusted = check_public_key(trusted.strip())
+        from device_runtime.transport import Transport
+
         signer = self.signer()
         device = device_id(signer.public)
         message = Enrolment(public_key=signer.public, capability=capability(installed()))
-        with Transport(server, counter, signer=signer, device=device) as transport:
+        with Transport(server, counter, signer=signer, device=device, ca_file=self._ca_file) as transport:
             answer = transport.request(
                 "POST",
                 "/v1/devices",
@@ -112,6 +124,11 @@ class DeviceHome:
                 )
             self.store.set(server=transport.base_url, trusted=trusted, device=device)
         return device
+
+    @property
+    def _ca_file(self) -> Path | None:
+        path = self.path / "ca.pem"
+        return path if path.exists() else None
 
     # -- what serves --------------------------------------------------------------------------------------------
 

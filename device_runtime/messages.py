@@ -54,13 +54,15 @@ class BundleRef(msgspec.Struct, frozen=True, kw_only=True):
     signature: str
 
 
-class PhaseOverhead(msgspec.Struct, frozen=True, kw_only=True):
+class PhaseOverhead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one phase of a round cost. The fields of the design's overhead record, per phase.
 
     cpu_user_s, cpu_system_s, wall_s: seconds. peak_mib: highest resident memory during the phase, MiB.
     peak_source: "phase" where the kernel's high-water mark could be reset, "process" where it is that of the whole
     process so far. bytes_stored: growth of the device's home. bytes_up, bytes_down: counted at the socket, headers
-    included.
+    included. The rest is None where the machine does not tell: instructions retired in user space; energy_j of the
+    whole package or board, in joules; temperature_c of the hottest zone and frequency_mhz of the first core, both at
+    the end.
     """
 
     phase: str
@@ -72,6 +74,10 @@ class PhaseOverhead(msgspec.Struct, frozen=True, kw_only=True):
     bytes_stored: int
     bytes_up: int
     bytes_down: int
+    instructions: int | None = None
+    energy_j: float | None = None
+    temperature_c: float | None = None
+    frequency_mhz: float | None = None
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):

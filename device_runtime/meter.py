@@ -14,10 +14,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from device_runtime.counting import ByteCounter, Traffic
 from device_runtime.errors import InputError
 from device_runtime.messages import PhaseOverhead
+from device_runtime.sensors import Reading, Sensors
 
 _RESET_PEAK = "5"
 """To /proc/self/clear_refs: set the high-water mark back to what is resident now (proc_pid_clear_refs(5))."""
@@ -47,9 +49,11 @@ class Meter:
         cost_s: wall seconds that the meter itself took so far; they are in no phase.
     """
 
-    def __init__(self, home: Path, counter: ByteCounter | None) -> None:
-        """home: the folder whose growth counts as stored. counter: None where there is no network."""
+    def __init__(self, home: Path, counter: ByteCounter | None, sensors: Sensors | None = None) -> None:
+        """home: the folder whose growth counts as stored. counter: None where there is no network. sensors: what else
+        is to be read before and after each phase."""
         self._home = home
+        self._sensors = sensors
         self._counter = counter
         self._running = ""
         self.records: list[PhaseOverhead] = []
@@ -68,12 +72,15 @@ class Meter:
         self._running = name
         stored, traffic = _stored(self._home), self._traffic()
         resettable = _reset_peak()
+        sensed = self._sensors.read() if self._sensors else Reading(None, None)
         cpu, started = _Cpu.now(), time.perf_counter()
         self.cost_s += started - entered
         try:
             yield
         finally:
             ended, cpu_after = time.perf_counter(), _Cpu.now()
+            after = self._sensors.read() if self._sensors else Reading(None, None)
+            temperature_c, frequency_mhz = self._sensors.state() if self._sensors else (None, None)
             peak_mib, peak_source = _peak_mib(resettable)
             moved = self._traffic() - traffic
             self.records.append(
@@ -87,6 +94,10 @@ class Meter:
                     bytes_stored=_stored(self._home) - stored,
                     bytes_up=moved.up,
                     bytes_down=moved.down,
+                    instructions=_difference(sensed.instructions, after.instructions),
+                    energy_j=_difference(sensed.energy_j, after.energy_j),
+                    temperature_c=temperature_c,
+                    frequency_mhz=frequency_mhz,
                 )
             )
             self._running = ""
@@ -108,6 +119,13 @@ class Meter:
 
     def _traffic(self) -> Traffic:
         return Traffic() if self._counter is None else self._counter.total
+
+
+_Amount = TypeVar("_Amount", int, float)
+
+
+def _difference(before: _Amount | None, after: _Amount | None) -> _Amount | None:
+    return None if before is None or after is None else after - before
 
 
 def merge(records: Iterable[PhaseOverhead]) -> dict[str, float | int]:

@@ -34,6 +34,7 @@ from device_runtime.meter import Meter
 from device_runtime.model import VOCABULARY, Model, Weights
 from device_runtime.pull import pull
 from device_runtime.samples import Float32, Int32, SampleBatch
+from device_runtime.sensors import Sensors
 from device_runtime.transport import Transport
 from device_runtime.wire import MatchAnswer, MatchQuery, Rows, decode_answer, encode_contribution, encode_query
 from device_runtime.working import WorkingFiles
@@ -58,12 +59,14 @@ class RoundOptions:
 @dataclass(frozen=True)
 class RoundResult:
     """filter: None where nothing was matched. traffic: bytes (up, down) by message, this round's. resumed: how often
-    it was taken up again after having been cut off."""
+    it was taken up again after having been cut off. meter_cost_s: wall seconds that measuring took; they are in no
+    phase."""
 
     report: RoundReport
     filter: FilterView | None
     traffic: dict[str, tuple[int, int]]
     resumed: int = 0
+    meter_cost_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,11 @@ class Round:
         options: RoundOptions,
         now: Callable[[], float],
         pulse: Pulse | None = None,
+        sensors: Sensors | None = None,
     ) -> None:
         self.home, self.transport, self.options = home, transport, options
         self.engine = engine if pulse is None else AskingEngine(engine, pulse)
-        self.meter = Meter(home.path, transport.counter)
+        self.meter = Meter(home.path, transport.counter, sensors)
         self._before = dict(transport.counter.by_label)
         self.id, self.state, self.progress = self._open(now())
         self._phases, self._traffic_before = list(self.progress.phases), dict(self.progress.traffic)
@@ -354,7 +358,7 @@ class Round:
             pass  # the outbox keeps them for the next round
         self._note_cost()
         self.home.store.note_progress(self.id, self.progress)
-        return RoundResult(report, self.progress.view, self.progress.traffic, self.progress.resumed)
+        return RoundResult(report, self.progress.view, self.progress.traffic, self.progress.resumed, self.meter.cost_s)
 
     def _report(self, error: str) -> RoundReport:
         done = self.progress
@@ -390,14 +394,15 @@ def run_round(
     options: RoundOptions,
     now: Callable[[], float] = time.time,
     pulse: Pulse | None = None,
+    sensors: Sensors | None = None,
 ) -> RoundResult:
     """Run one round and report it; a round that was cut off, by a kill or by `pulse`, is taken up where it was.
 
-    now: seconds since 1970. pulse: see `yielding.Pulse`.
+    now: seconds since 1970. pulse: see `yielding.Pulse`. sensors: what to read beside CPU, memory and bytes.
 
     Raises:
         Yielded: pulse asked for it; the next call goes on.
         CodaError: the round failed; it is recorded and reported as failed, and the old weights still serve.
     """
     with home.locked():
-        return Round(home, transport, engine, options, now, pulse).run()
+        return Round(home, transport, engine, options, now, pulse, sensors).run()

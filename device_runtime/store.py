@@ -231,6 +231,11 @@ class Store:
         found = self._rounds(f"WHERE state NOT IN ({marks}) ORDER BY seq DESC LIMIT 1", *FINAL)
         return found[0] if found else None
 
+    def last_round(self) -> RoundRow | None:
+        """The round that was started last."""
+        found = self._rounds("ORDER BY seq DESC LIMIT 1")
+        return found[0] if found else None
+
     def _rounds(self, which: str, *values: str) -> list[RoundRow]:
         with self._explained():
             rows = self._db.execute(
@@ -264,6 +269,10 @@ class Store:
         with self._explained():
             row = self._db.execute("SELECT value FROM settings WHERE name = ?", (name,)).fetchone()
         return None if row is None else str(row[0])
+
+    def settings(self) -> dict[str, str]:
+        with self._explained():
+            return dict(self._db.execute("SELECT name, value FROM settings ORDER BY name"))
 
     def set(self, **values: str) -> None:
         with self._transaction():

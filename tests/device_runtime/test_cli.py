@@ -42,7 +42,7 @@ def test_events_can_be_appended_and_counted(tmp_path, capsys):
     ("words", "status", "complaint"),
     [
         (["status"], 2, "is not a device's home"),
-        (["event", "--item", "7"], 2, "needs --label or --rating"),
+        (["event", "--item", "7"], 2, "and --label or --rating"),
         (["event", "--item", "7", "--label", "3"], 2, "between 0 and 1"),
         (["run"], 2, "is not enrolled yet"),
         (["run", "--server", "http://127.0.0.1:1"], 2, "go together"),
