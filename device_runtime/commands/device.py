@@ -55,7 +55,7 @@ class Command:
         sub.add_argument("--no-match", action="store_true", help="train on local samples alone; nothing is asked")
         sub.add_argument("--contribute", action="store_true", help="hand this user's samples to the pool: your choice")
         sub.add_argument("--scheduled", action="store_true", help="within the policy's budgets; give way to the app")
-        sub.add_argument("--prometheus", type=Path, metavar="FILE", help="write the cost as Prometheus text")
+        _add_cost(sub)
         sub.add_argument("--power-csv", type=Path, metavar="FILE", help="a power meter's log: time_s,watts")
         _add_json(sub)
         sub = verb("rank", "rounds:rank", "the best items for this user, by the weights that serve")
@@ -66,9 +66,7 @@ class Command:
         sub.add_argument("--weights", choices=("active", "base"), default="active")
         _add_json(sub)
         sub = verb("status", "rounds:status", "what this device holds and did")
-        sub.add_argument(
-            "--prometheus", type=Path, metavar="FILE", help="write the last round's cost as Prometheus text"
-        )
+        _add_cost(sub)
         _add_json(sub)
         sub = verb("evaluate", "rounds:evaluate", "how well later events are ranked: cloud, local-only, active weights")
         _add_engine(sub)
@@ -123,6 +121,11 @@ def _add_server(parser: argparse.ArgumentParser, required: bool) -> None:
 def _add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", metavar="NAME", help="onnx, executorch or reference; default: the first that works")
     parser.add_argument("--threads", type=int, default=1, metavar="N")
+
+
+def _add_cost(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--prometheus", type=Path, metavar="FILE", help="the last round's cost as Prometheus text")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="the same as a picture (SVG)")
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:

@@ -18,6 +18,7 @@ from device_runtime.history import read_history
 from device_runtime.home import DeviceHome
 from device_runtime.messages import RoundReport
 from device_runtime.meter import merge
+from device_runtime.plot import write_plot
 from device_runtime.prometheus import write_prometheus
 from device_runtime.schedule import Usage, load_policy, over_budget
 from device_runtime.sensors import Sensors
@@ -67,8 +68,7 @@ def run(args: argparse.Namespace) -> int:
             }
             for r in results
         ]
-    if args.prometheus:
-        write_prometheus(args.prometheus, results[-1].report)
+    _show_cost(args, results[-1].report)
     write_result(args, "run", bytes_split=msgspec.to_builtins(counter.split()), rows=rows)
     return 0
 
@@ -93,6 +93,13 @@ def _within_budgets(args: argparse.Namespace, home: DeviceHome, usage: Usage, co
 
     signal.signal(signal.SIGTERM, stop)
     return pulse
+
+
+def _show_cost(args: argparse.Namespace, report: RoundReport) -> None:
+    if args.prometheus:
+        write_prometheus(args.prometheus, report)
+    if args.plot:
+        write_plot(args.plot, report)
 
 
 def _sentence(report: RoundReport) -> str:
@@ -140,11 +147,11 @@ def status(args: argparse.Namespace) -> int:
         print(f"{name.replace('_', ' '):22}{'-' if value is None else value}")
     for row in rounds:
         print(_sentence(row.report) if row.report else f"round {row.id}: {row.state}")
-    if args.prometheus:
-        reports = [row.report for row in rounds if row.report]
-        if not reports:
-            raise InputError(f"{args.home} has run no round whose cost could be written")
-        write_prometheus(args.prometheus, reports[-1])
+    reports = [row.report for row in rounds if row.report]
+    if reports:
+        _show_cost(args, reports[-1])
+    elif args.prometheus or args.plot:
+        raise InputError(f"{args.home} has run no round whose cost could be written")
     listed = [
         {"id": row.id, "state": row.state, "report": row.report, "bytes_by_message": row.traffic} for row in rounds
     ]

@@ -76,3 +76,51 @@ def test_what_should_not_happen_is_said_in_a_line_unless_asked_for_more(tmp_path
     assert "RuntimeError: impossible" in quiet and "--debug" in quiet and "Traceback" not in quiet
     assert main([*words, "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_what_the_app_saw_is_taken_in_one_by_one_or_by_the_file(tmp_path, capsys):
+    home = str(tmp_path / "phone")
+    words = ["device", "event", "--home", home]
+    assert main([*words, "--kind", "click", "--item", "7", "--page", "p", "--timestamp", "100"]) == 0
+    lines = tmp_path / "events.jsonl"
+    lines.write_text(
+        '{"kind":"click","at_ms":100000,"item":"7","page":"p"}\n{"kind":"page_exit","at_ms":100500,"page":"p"}\n'
+        '{"kind":"swipe","at_ms":5}\nnot JSON\n{"kind":"click","at_ms":1,"item":"7","colour":"red"}\n'
+    )
+    assert main([*words, "--from", str(lines)]) == 0
+    told = capsys.readouterr()
+    assert "1 new events, 1 already known, 3 bad lines" in told.out
+    assert "line 3: an event's kind is one of" in told.err and "colour" in told.err
+    assert main([*words, "--kind", "click"]) == 2
+    assert "has an item" in capsys.readouterr().err
+    assert main([*words, "--from", str(tmp_path / "none")]) == 2
+
+
+def test_everything_about_the_user_can_be_taken_along(tmp_path, capsys):
+    home, out = tmp_path / "phone", tmp_path / "mine"
+    main(["device", "event", "--home", str(home), "--item", "7", "--label", "1", "--timestamp", "100"])
+    main(["device", "event", "--home", str(home), "--kind", "click", "--item", "8", "--timestamp", "200"])
+    assert main(["device", "export", "--home", str(home), "--out", str(out)]) == 0
+    assert "1 samples, 1 events, 0 rounds" in capsys.readouterr().out
+    assert json.loads((out / "events.jsonl").read_text())["item"] == "8"
+    assert main(["device", "import", "--home", str(tmp_path / "next"), str(out / "samples.jsonl")]) == 0
+    assert main(["device", "event", "--home", str(tmp_path / "next"), "--from", str(out / "events.jsonl")]) == 0
+    assert "1 new events" in capsys.readouterr().out
+    assert main(["device", "export", "--home", str(home), "--out", str(out)]) == 2, "nothing is written over"
+    assert out.stat().st_mode & 0o077 == 0, "it is for the user's eyes"
+
+
+def test_repair_and_conditions_say_what_they_find(tmp_path, capsys):
+    home = str(tmp_path / "phone")
+    main(["device", "event", "--home", home, "--item", "7", "--label", "1"])
+    assert main(["device", "repair", "--home", home]) == 0
+    assert "nothing is damaged" in capsys.readouterr().out
+    assert main(["device", "repair", "--home", str(tmp_path / "none")]) == 2
+    out = tmp_path / "conditions.json"
+    assert main(["device", "conditions", "--home", home, "--json", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert "battery percent" in told and "round may run" in told
+    assert set(json.loads(out.read_text())) >= {"conditions", "used_today", "refusals", "policy"}
+    (tmp_path / "phone" / "policy.json").write_text("{")
+    assert main(["device", "agent", "--home", home]) == 2
+    assert main(["device", "agent", "--home", str(tmp_path / "none")]) == 2
