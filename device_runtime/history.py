@@ -33,17 +33,34 @@ def read_history(path: Path) -> History:
         InputError: the file cannot be read, or lacks a column; nothing of it is used.
     """
     history = History()
+    for batch in batches(path, history):
+        history.events += batch
+    return history
+
+
+def batches(path: Path, history: History, size: int = 10_000) -> Iterator[list[Event]]:
+    """The good rows of a file, as for `read_history`, some at a time: a history of millions need not be in memory.
+
+    history: takes the count of bad rows; its events stay empty.
+
+    Raises:
+        InputError: the file lacks a column; or it cannot be read (on), and the batches before that were good.
+    """
+    batch: list[Event] = []
     try:
         for line, row in _rows(path):
             try:
-                history.events.append(_event(row))
+                batch.append(_event(row))
             except ValueError as reason:
                 history.bad[str(reason)] += 1
                 if len(history.examples) < 5:
                     history.examples.append(f"line {line}: {reason}")
+            if len(batch) == size:
+                yield batch
+                batch = []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot read {path}: {error}") from None
-    return history
+    yield batch
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, object]]]:

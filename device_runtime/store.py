@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _FOREVER = (1 << 63) - 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Event:
     """One thing the user did with an item. label in [0, 1], or rating, or both. observed: no sampled negative."""
 

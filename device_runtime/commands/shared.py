@@ -15,7 +15,7 @@ from device_runtime import __version__
 from device_runtime.bundle import write_atomically
 from device_runtime.engines import ENGINES, Engine, installed, open_engine
 from device_runtime.errors import EngineUnavailable, InputError
-from device_runtime.history import read_history
+from device_runtime.history import History, batches
 from device_runtime.home import DeviceHome
 from device_runtime.platform_info import capability
 
@@ -58,8 +58,11 @@ def trusted_key(given: str) -> str:
 
 
 def take_in(home: DeviceHome, path: Path) -> None:
-    history = read_history(path)
-    came = home.store.add_events(history.events)
-    print(f"{path}: {came} new events, {len(history.events) - came} already known, {history.bad.total()} bad rows")
+    """Import a history, in batches; harmless if it is done twice, or cut off and done again."""
+    history, came, known = History(), 0, 0
+    for batch in batches(path, history):
+        stored = home.store.add_events(batch)
+        came, known = came + stored, known + len(batch) - stored
+    print(f"{path}: {came} new events, {known} already known, {history.bad.total()} bad rows")
     for example in history.examples:
         print(f"  {example}", file=sys.stderr)

@@ -1,7 +1,7 @@
 import pytest
 
 from device_runtime.errors import InputError
-from device_runtime.history import read_history
+from device_runtime.history import History, batches, read_history
 from device_runtime.store import Event
 
 
@@ -56,3 +56,14 @@ def test_what_cannot_be_read_is_said(tmp_path):
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x01" * 50)
     with pytest.raises(InputError, match="cannot read"):
         read_history(tmp_path / "binary.csv")
+
+
+def test_a_long_history_is_read_some_rows_at_a_time(tmp_path):
+    path = tmp_path / "long.csv"
+    rows = [f"i{n},{n + 1},1" if n % 100 else f"i{n},{n + 1},7" for n in range(25_000)]
+    path.write_text("\n".join(["item_id,timestamp,label", *rows]))
+    history = History()
+    found = list(batches(path, history))
+    assert [len(batch) for batch in found] == [10_000, 10_000, 4_750]
+    assert history.bad == {"label is not between 0 and 1": 250} and not history.events
+    assert [event for batch in found for event in batch] == read_history(path).events

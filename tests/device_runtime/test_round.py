@@ -14,10 +14,11 @@ import msgspec
 import pytest
 
 from cloud.matching.store import merge
+from device_runtime import local
 from device_runtime import round as round_module
 from device_runtime.counting import ByteCounter
 from device_runtime.engines import open_engine
-from device_runtime.errors import InputError, Refused, StoreError, TrustError, Unreachable
+from device_runtime.errors import InputError, Refused, StoreError, TrustError, Unreachable, Yielded
 from device_runtime.history import read_history
 from device_runtime.home import DeviceHome
 from device_runtime.identity import Signer
@@ -43,11 +44,11 @@ class Phone:
     def move_to(self, url):
         self.home.enrol(url, self.published.trust, ByteCounter())
 
-    def round(self, **options):
+    def round(self, pulse=None, **options):
         signer = self.home.signer()
         device = self.home.store.setting("device")
         with Transport(self.home.server, ByteCounter(), signer=signer, device=device, limits=IMPATIENT) as transport:
-            return run_round(self.home, transport, self.engine, RoundOptions(**options))
+            return run_round(self.home, transport, self.engine, RoundOptions(**options), pulse=pulse)
 
     def ranking(self):
         model = self.home.model(self.engine)
@@ -278,7 +279,7 @@ def test_killed_at_any_instant_the_last_good_weights_rank(phone, monkeypatch, rn
         process.wait()
         assert len(phone.ranking()) == 10
     assert phone.round().report.outcome == "activated"
-    assert set(phone.states()) <= {"done", "interrupted"}
+    assert set(phone.states()) == {"done"}, "each that was cut off was taken up again"
 
 
 def test_held_out_events_must_come_later(phone, published):
@@ -288,3 +289,65 @@ def test_held_out_events_must_come_later(phone, published):
     assert found.held_out == 20
     with pytest.raises(InputError, match="that would be a leak"):
         evaluate(phone.home, model, phone.home.store.events()[:3], seed=0)
+
+
+def test_of_a_history_of_years_the_newest_part_is_used(phone):
+    phone.round()
+    model = phone.home.model(phone.engine)
+    [first, *_] = phone.home.store.events()
+    phone.home.store.add_events([Event(first.item, n + 1, 1.0) for n in range(local.NEWEST)])
+    stream, _ = local.known_events(phone.home, model)
+    assert len(stream) == local.NEWEST and stream.timestamp.max() > 1_600_000_000
+    assert len(local.known_events(phone.home, model, until=60)[0]) == 60, "a round that was cut off sees what it saw"
+
+
+def test_events_that_come_while_a_round_is_cut_off_are_the_next_ones(phone):
+    calls = []
+
+    def stop():
+        calls.append(1)
+        if len(calls) == 40:
+            raise Yielded("enough")
+
+    with pytest.raises(Yielded):
+        phone.round(pulse=stop)
+    [row] = phone.home.store.rounds()
+    assert row.state not in ("started", "done") and row.progress.traffic["match"][1] > 0
+    phone.home.store.add_events([Event("i3", 1_900_000_000, 1.0)])
+    result = phone.round()
+    assert (result.report.round, result.resumed, result.report.local) == (row.id, 1, 60)
+    assert phone.round().report.local == 61
+
+
+def test_a_round_that_cannot_go_on_is_begun_anew_and_leaves_nothing(phone):
+    def stop():
+        raise Yielded("enough")
+
+    with pytest.raises(Yielded):
+        phone.round(pulse=stop)
+    [row] = phone.home.store.rounds()
+    assert phone.round(seed=5).report.round != row.id
+    assert phone.states() == ["interrupted", "done"] and not list(phone.home.rounds.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["gone", "flip"])
+def test_a_damaged_working_file_costs_the_round_and_nothing_else(phone, damage):
+    calls = []
+
+    def stop():
+        calls.append(1)
+        if len(calls) == 60:
+            raise Yielded("enough")
+
+    phone.round()
+    with pytest.raises(Yielded):
+        phone.round(pulse=stop)
+    row = phone.home.store.unfinished()
+    path = phone.home.rounds / row.id / "answer"
+    if damage == "gone":
+        path.unlink()
+    else:
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert phone.round().report.round != row.id
+    assert phone.states() == ["done", "interrupted", "done"]
