@@ -7,6 +7,10 @@ import importlib
 from typing import Protocol, cast
 
 BENCHES = {
+    "agent": (
+        "benchmarks.agent",
+        "what the idle agent costs, how fast events become samples, how soon a round gives way",
+    ),
     "engines": ("benchmarks.engines", "how long a training step takes on each engine, beside PyTorch eager"),
 }
 """name: (module, the question that it answers)"""

@@ -19,7 +19,8 @@ KINDS = ("exposure", "click", "rating", "page_enter", "page_exit")
 _OF_ITEMS = ("exposure", "click", "rating")
 _LATEST_MS = (1 << 33) * 1000
 ROW_BYTES = 120
-"""What a row takes on disk with its index, about: the measure of retention by bytes (measured: 90 to 130)."""
+"""What a row takes on disk with its index, about: the measure of retention by bytes. Measured: 71 with keys of five
+characters, 146 with pages and items of seventeen to twenty-four."""
 _CHUNK = 10_000
 
 
