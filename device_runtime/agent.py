@@ -93,7 +93,7 @@ class Agent:
             found = digest(store, log, load(self._home / "triggers.json"))
             if found.rounds:
                 store.set(wanted_round=found.rounds[0])
-            if found.events:
+            if found.events and store.unfinished() is None:  # which would have to begin anew without its events
                 log.retain(policy.keep_s, policy.keep_bytes, now)
                 store.retain(policy.keep_s, policy.keep_samples, now)
             due = self._due(store, policy, now)

@@ -12,9 +12,8 @@ HOME/cache/                   the ExecuTorch shim, where the machine has no othe
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from device_runtime.bundle import BlobStore, Manifest, move_durably, open_manife
 from device_runtime.engines import Engine, installed
 from device_runtime.errors import InputError, StoreError, WireError
 from device_runtime.identity import Signer, check_public_key, device_id
+from device_runtime.locking import locked
 from device_runtime.messages import BundleRef, Enrolled, Enrolment, from_json, to_json
 from device_runtime.model import Model, Weights
 from device_runtime.platform_info import capability
@@ -52,15 +52,9 @@ class DeviceHome:
     def __exit__(self, *_: object) -> None:
         self.store.close()
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Hold the home for a round. Raises: StoreError: another process does."""
-        with (self.path / "lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise StoreError(f"another process runs a round in {self.path}; wait for it, or stop it") from None
-            yield
+        return locked(self.path)
 
     # -- identity -----------------------------------------------------------------------------------------------
 
@@ -190,6 +184,23 @@ class DeviceHome:
         for path in (self.path / "weights").glob("*.safetensors"):
             if serving is None or path.stem != serving[0]:
                 path.unlink(missing_ok=True)
+
+    def drop_other_blobs(self, ref: BundleRef, manifest: Manifest) -> int:
+        """Remove the files of all bundles but this one; those that both have stay. Returns how many went.
+
+        Also of other engines than the one in use: the files that the manifest names for any engine stay.
+        """
+        files = [manifest.weights, manifest.classifier]
+        files += [made.file for graph in manifest.graphs.values() for made in graph.files.values()]
+        files += [shard for table in manifest.tables.values() for shard in table.shards]
+        keep = {ref.manifest, *(file.sha256 for file in files)}
+        gone = 0
+        for folder in (self.blobs.folder, self.blobs.folder / "unpacked"):
+            for path in folder.iterdir() if folder.is_dir() else ():
+                if path.is_file() and path.name.removeprefix(".part-") not in keep:
+                    path.unlink(missing_ok=True)
+                    gone += 1
+        return gone
 
     def _weights_path(self, version: str) -> Path:
         return self.path / "weights" / f"{version}.safetensors"

@@ -48,6 +48,9 @@ NEEDS: dict[str, tuple[str, ...]] = {
 """The working files without which a round cannot go on from a state. Of those named, only the ones that the round wrote
 count: one that asks for nothing has no answer. What `judged` needs may already have been moved to where it serves."""
 
+MOST_STUMBLES = 5
+"""A round that the disk has failed so often is begun anew: perhaps it is what this round has stored."""
+
 RESUME_WITHIN_S = 7 * 86400.0
 """A round that was cut off longer ago than this is begun anew: its candidates were chosen from an old pool."""
 
@@ -83,7 +86,8 @@ class Progress(msgspec.Struct, kw_only=True):
 
     bundle, manifest: the version in use and the sha256 of its manifest. files: working file -> sha256. phases, traffic:
     the cost so far, of all processes that worked on it; a phase that was killed is in neither. resumed: how often it
-    was taken up again. repulled: whether the server has sent it back for a newer encoder already.
+    was taken up again. stumbles: how often it was put aside because nothing could be stored. repulled: whether the
+    server has sent it back for a newer encoder already.
     """
 
     inputs: Inputs
@@ -99,6 +103,7 @@ class Progress(msgspec.Struct, kw_only=True):
     phases: list[PhaseOverhead] = []
     traffic: dict[str, tuple[int, int]] = {}
     resumed: int = 0
+    stumbles: int = 0
     repulled: bool = False
 
 
@@ -123,6 +128,8 @@ def obstacle(state: str, progress: Progress, now: Inputs, age_s: float, manifest
         return f"it has ended: {state}"
     if age_s > RESUME_WITHIN_S:
         return f"it was started {age_s / 86400:.0f} days ago"
+    if progress.stumbles >= MOST_STUMBLES:
+        return f"the disk has failed it {progress.stumbles} times"
     if (was.seed, was.match) != (now.seed, now.match):
         return "it was started with other options"
     if was.engine != now.engine:

@@ -103,20 +103,25 @@ def _save(damaged: sqlite3.Connection, fresh: Database, table: str) -> int:
 
 
 def _readable(db: sqlite3.Connection, table: str, columns: list[str]) -> Iterator[tuple[object, ...]]:
-    """The rows of a table, in order; pages that cannot be read are stepped over, in growing steps."""
+    """The rows of a table, in order; pages that cannot be read are stepped over, in growing steps.
+
+    A damaged tree may lead anywhere, also in circles: only rows that come later than those before are taken.
+    """
     query = f"SELECT rowid, {', '.join(columns)} FROM {table} WHERE rowid > ? ORDER BY rowid LIMIT ?"
     last, step = 0, 0
     while step < _FARTHEST:
         rows = _rows(db, query, last + step, 1 if step else _BATCH)
         if rows is None and not step:  # the batch reaches into the damage: up to there, row by row
             rows = _rows(db, query, last, 1)
-        if rows is None:
-            step = max(1, 2 * step)
-            continue
-        if not rows:
+        if rows == []:
             return
-        yield from (row[1:] for row in rows)
-        last, step = rows[-1][0], 0
+        taken = last
+        for row in rows or ():
+            if taken < row[0] < taken + _FARTHEST:
+                taken = row[0]
+                yield row[1:]
+        step = 0 if taken > last else max(1, 2 * step)
+        last = taken
 
 
 def _rows(db: sqlite3.Connection, query: str, after: int, most: int) -> list[Any] | None:

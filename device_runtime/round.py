@@ -144,14 +144,15 @@ class Round:
         try:
             while (step := self._steps[self.state]()) not in FINAL:
                 self._commit(step)
-        except Yielded:
+        except (Yielded, StoreError) as reason:  # it stays, to be taken up again: when the disk has room, say
+            self.progress.stumbles += isinstance(reason, StoreError)
             self._note_cost()
-            self.home.store.note_progress(self.id, self.progress)
+            with suppress(StoreError):
+                self.home.store.note_progress(self.id, self.progress)
             raise
         except CodaError as error:
             self.progress.outcome = "failed"
-            with suppress(StoreError):  # where nothing can be written, the round stays to be taken up again
-                self._finish("failed", type(error).__name__)
+            self._finish("failed", type(error).__name__)
             raise
         return self._finish("done")
 
@@ -321,6 +322,8 @@ class Round:
     def _conclude(self) -> str:
         with self.meter.phase("clean"):
             self.home.drop_superseded()
+            if (serving := self.home.store.bundle()) is not None:
+                self.home.drop_other_blobs(serving[0], self.model.manifest)
             self.files.clear()
         if self.options.contribute:
             with self.meter.phase("contribute"):
@@ -401,7 +404,7 @@ def run_round(
     now: seconds since 1970. pulse: see `yielding.Pulse`. sensors: what to read beside CPU, memory and bytes.
 
     Raises:
-        Yielded: pulse asked for it; the next call goes on.
+        Yielded, StoreError: pulse asked for it, or nothing could be stored; the next call goes on.
         CodaError: the round failed; it is recorded and reported as failed, and the old weights still serve.
     """
     with home.locked():

@@ -13,7 +13,8 @@ from pathlib import Path
 import msgspec
 
 from device_runtime.activity import Activity, ActivityLog, stamp_ms
-from device_runtime.errors import InputError
+from device_runtime.errors import InputError, StoreError
+from device_runtime.locking import locked
 from device_runtime.store import Event, Store
 
 
@@ -134,15 +135,21 @@ def mend(args: argparse.Namespace) -> int:
 
 
 def erase(args: argparse.Namespace) -> int:
-    from device_runtime.commands.shared import open_home
-
-    with open_home(args) as home:
-        count = home.store.count_events() + ActivityLog(home.store.database).count()
-        if not args.yes:
-            raise InputError(
-                f"this would delete {count} events, the weights and the identity in {args.home}; add --yes"
-            )
-        with home.locked():
-            shutil.rmtree(args.home)
-    print(f"{args.home} is gone, with {count} events")
+    if not (args.home / "coda.db").exists():
+        raise InputError(f"{args.home} is not a device's home")
+    count = _held(args.home)
+    if not args.yes:
+        raise InputError(f"this would delete {count}, the weights and the identity in {args.home}; add --yes")
+    with locked(args.home):
+        shutil.rmtree(args.home)
+    print(f"{args.home} is gone, with {count}")
     return 0
+
+
+def _held(home: Path) -> str:
+    """Also a damaged home can be erased."""
+    try:
+        with Store(home / "coda.db") as store:
+            return f"{store.count_events() + ActivityLog(store.database).count()} events"
+    except StoreError:
+        return "an unknown number of events"

@@ -61,7 +61,8 @@ def test_erasing_asks_first_and_then_leaves_nothing(tmp_path, capsys):
     main(["device", "event", "--home", str(home), "--item", "7", "--label", "1"])
     assert main(["device", "erase", "--home", str(home)]) == 2
     assert "would delete 1 events" in capsys.readouterr().err and home.exists()
-    assert main(["device", "erase", "--home", str(home), "--yes"]) == 0
+    (home / "coda.db").write_bytes(b"damaged")
+    assert main(["device", "erase", "--home", str(home), "--yes"]) == 0, "a damaged one can be erased as well"
     assert not home.exists()
 
 

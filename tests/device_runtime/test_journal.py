@@ -87,6 +87,8 @@ def test_each_change_of_its_inputs_is_a_reason_to_begin_anew(state):
 
     change = msgspec.structs.replace
     assert "8 days ago" in why(age_s=8 * 86400.0)
+    stumbling = change(progress(), stumbles=5)
+    assert "the disk has failed it 5 times" in obstacle(state, stumbling, NOW, 0.0, "m", needed(state, stumbling))
     assert "other options" in why(change(NOW, seed=1)) and "other options" in why(change(NOW, match=False))
     assert "on onnx 1" in why(change(NOW, engine="executorch 1"))
     assert "removed" in why(change(NOW, events=8))

@@ -156,9 +156,9 @@ def test_killed_at_random_instants_the_last_good_weights_rank(zygote, proxy, pub
         assert zygote.run(device.folder, proxy.url) == 0
         times.append(time.monotonic() - started)
     usual = float(np.median(times[1:]))
-    found = Counter()
+    found, after, now = Counter(), device.rounds(), device.ranking()
     for _ in range(request.config.getoption("--kills")):
-        before, ranking, at_hand = device.rounds(), device.ranking(), device.at_hand()
+        before, ranking, at_hand = after, now, device.at_hand()
         seen = len(proxy.requests)
         child = zygote.start(device.folder, proxy.url)
         time.sleep(usual * rng.random())

@@ -216,7 +216,37 @@ def test_a_full_disk_keeps_the_weights_that_serve(phone, monkeypatch):
         with pytest.raises(StoreError, match="free some space"):
             phone.round()
     assert phone.home.store.weights() == serving_weights and phone.ranking() == before
-    assert phone.states() == ["done", "failed"]
+    assert phone.states() == ["done", "judged"]
+    result = phone.round()
+    assert result.resumed == 1 and phone.states() == ["done", "done"], "once there is room, it goes on where it was"
+    assert [phase.phase for phase in result.report.phases].count("match") == 1
+
+
+def test_a_round_that_the_disk_fails_again_and_again_is_begun_anew(phone, monkeypatch):
+    def full(*_):
+        raise StoreError("no space left on device; free some space")
+
+    always(monkeypatch, True)
+    with monkeypatch.context() as patch:
+        patch.setattr("device_runtime.home.move_durably", full)
+        for _ in range(5):
+            with pytest.raises(StoreError):
+                phone.round()
+    assert phone.states() == ["judged"]
+    phone.round()
+    assert phone.states() == ["interrupted", "done"]
+
+
+def test_the_files_of_an_older_bundle_are_removed_once_another_serves(phone):
+    phone.round()
+    blobs = phone.home.blobs.folder
+    held = {path.name for path in blobs.iterdir()}
+    (blobs / ("ab" * 32)).write_bytes(b"of an older bundle")
+    (blobs / (".part-" + "cd" * 32)).write_bytes(b"never finished")
+    (blobs / "unpacked" / ("ab" * 32)).write_bytes(b"a graph")
+    phone.round()
+    assert {path.name for path in blobs.iterdir()} == held
+    assert not (blobs / "unpacked" / ("ab" * 32)).exists()
 
 
 def test_a_server_that_dies_in_mid_answer_is_survived(phone):
