@@ -1,5 +1,7 @@
 """The agent: when it runs a round, how it backs off, how it ends, and that a round under it gives way."""
 
+import argparse
+import configparser
 import json
 import os
 import signal
@@ -12,6 +14,7 @@ import pytest
 
 from device_runtime.activity import Activity, ActivityLog
 from device_runtime.agent import Agent
+from device_runtime.commands.device import Command
 from device_runtime.counting import ByteCounter
 from device_runtime.errors import Yielded
 from device_runtime.history import read_history
@@ -180,3 +183,15 @@ def test_a_round_is_put_aside_by_sigterm(serving, published, tmp_path):
             os.kill(running.pid, signal.SIGTERM)
             assert running.wait(20) == 7
             assert "asked to stop" in running.stderr.read()
+
+
+def test_the_systemd_unit_starts_what_there_is():
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.optionxform = str
+    unit.read(REPOSITORY / "deploy" / "coda-device.service")
+    program, command, *words = unit["Service"]["ExecStart"].split()
+    assert (Path(program).name, command) == ("coda", "device")
+    parser = argparse.ArgumentParser()
+    Command.configure(parser)
+    assert parser.parse_args(words).verb == "agent"
+    assert float(unit["Service"]["TimeoutStopSec"]) > 10, "a round is given ten seconds to put itself aside"
