@@ -2,6 +2,8 @@
 
 import os
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -147,3 +149,33 @@ def test_a_file_cut_short_by_a_dying_disk_is_said(home):
     with pytest.raises(StoreError, match="coda device repair"), DeviceHome(home) as opened:
         opened.store.events()
     assert "saved" in repair(home)[0]
+
+
+FILLER = """
+import resource, sys
+from pathlib import Path
+from device_runtime.errors import StoreError
+from device_runtime.store import Event, Store
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+with Store(Path(sys.argv[1])) as store:
+    for n in range(1000):
+        try:
+            store.add_events([Event(f"item {i}", n + 1, 1.0) for i in range(500)])
+        except StoreError as error:
+            print(n, error)
+            break
+    assert store.count_events() == 500 * n
+"""
+
+
+def test_what_the_system_refuses_to_write_is_said_and_costs_nothing_that_was_stored(tmp_path):
+    """A limit on the size of files stands for the full disk: both fail in the middle of a write."""
+    told = subprocess.run(
+        [sys.executable, "-c", FILLER, str(tmp_path / "coda.db")], capture_output=True, text=True, check=True
+    )
+    batches = int(told.stdout.split()[0])
+    assert batches > 5 and "coda.db" in told.stdout
+    with Store(tmp_path / "coda.db") as store:
+        assert store.count_events() == 500 * batches
+        assert store.add_events([Event("new", 1, 1.0)]) == 1
+    assert repair(tmp_path) == []
