@@ -10,7 +10,7 @@ import importlib.util
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -92,9 +92,7 @@ def audited(plan: GraphPlan, formats: Sequence[str]) -> Traced:
     _refuse(plan, [_named(op, paths, "no engine can run it in a fixed graph") for op, paths in calls.unfit.items()])
     traced = trace(plan)
     missing = [
-        _named(op, calls.modules(op), why)
-        for name in formats
-        for op, why in _LACKING.get(name, lambda program: {})(traced.program).items()
+        _named(op, calls.modules(op), why) for name in formats for op, why in _LACKING[name](traced.program).items()
     ]
     _refuse(plan, missing)
     return traced
@@ -135,7 +133,7 @@ def _refuse(plan: GraphPlan, missing: Sequence[Missing]) -> None:
         raise EngineError(f"graph {plan.name!r} uses operators that cannot be lowered:{listed}")
 
 
-def _named(op: torch._ops.OpOverload, modules: Sequence[str], engine: str) -> Missing:
+def _named(op: torch._ops.OpOverload, modules: Collection[str], engine: str) -> Missing:
     short = _short(op)
     return Missing(
         str(op._schema.name).replace("::", "."), ", ".join(sorted(modules)), engine, INSTEAD.get(short, _OTHERWISE)
@@ -203,7 +201,7 @@ class _Calls:
 
         calls = self
 
-        class Mode(TorchDispatchMode):
+        class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
                 calls.saw(func)
                 return func(*args, **(kwargs or {}))
@@ -213,7 +211,7 @@ class _Calls:
             nn.modules.module.register_module_forward_hook(leave),
         ]
         try:
-            with Mode():
+            with Mode():  # type: ignore[no-untyped-call]
                 yield
         finally:
             for hook in hooks:

@@ -13,7 +13,7 @@ from device_runtime.engines.spec import GraphSpec, Role, TensorSpec
 from device_runtime.samples import Feature
 from export.models.base import Recommender
 from export.models.classifier import SampleClassifier
-from export.step import Step
+from export.step import SGD, Step
 
 NamedTensors = Mapping[str, Tensor]
 
@@ -164,7 +164,9 @@ def _step_plan(
     batch = {
         TensorSpec("label", "float32", (TRAIN_BATCH,), "label"): torch.rand(TRAIN_BATCH, generator=generator).round(),
         TensorSpec("sample_weight", "float32", (TRAIN_BATCH,), "weight"): weight,
-        TensorSpec("learning_rate", "float32", (), "hyper"): torch.tensor(0.05),
+        TensorSpec("learning_rate", "float32", (), "hyper"): torch.tensor(
+            0.05 if isinstance(step.optimizer, SGD) else 0.005
+        ),
     }
 
     def function(inputs: NamedTensors) -> dict[str, Tensor]:

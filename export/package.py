@@ -81,9 +81,10 @@ def build(
     engines: the graphs are lowered to each one's format and checked on it against autograd.
 
     Raises:
-        InputError: the folder holds a bundle already, or a version or key is not usable.
-            the training declaration does not hold for the model.
-        EngineError: an engine lacks an operator, or a graph fails parity. Nothing is announced: `bundle.json` comes last.
+        InputError: the folder holds a bundle already, a version or key is not usable, or the training declaration does
+            not hold for the model.
+        EngineError: an engine lacks an operator, or a graph fails parity. Nothing is announced: `bundle.json` comes
+            last.
     """
     answer_key = check_public_key(answer_key)
     if version < 1:

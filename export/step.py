@@ -5,7 +5,6 @@ Autodiff is traced into the function, so what is exported is an ordinary graph t
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -105,10 +104,14 @@ class Adam(Optimizer):
 
     @property
     def scalars(self) -> tuple[str, ...]:
-        return ("steps",)
+        return ("correction1", "correction2")
 
     def advance(self, scalars: Tensors) -> dict[str, Tensor]:
-        return {"steps": scalars["steps"] + 1}
+        # 1 - beta ** steps, without the subtraction: in float32 that would be off by 3e-5 at first
+        return {
+            "correction1": self.beta1 * scalars["correction1"] + (1 - self.beta1),
+            "correction2": self.beta2 * scalars["correction2"] + (1 - self.beta2),
+        }
 
     def update(
         self, param: Tensor, grad: Tensor, slots: Tensors, scalars: Tensors, rate: Tensor, touched: Tensor | None
@@ -120,11 +123,8 @@ class Adam(Optimizer):
             grad = _decayed(grad, param, self.weight_decay, touched)
         mean = _mixed(slots["mean"], self.beta1 * slots["mean"] + (1 - self.beta1) * grad, touched)
         square = _mixed(slots["square"], self.beta2 * slots["square"] + (1 - self.beta2) * grad * grad, touched)
-        # beta ** steps as exp: a power with a tensor exponent is not in every engine's core operators
-        steps = scalars["steps"]
-        correct1 = 1 - torch.exp(steps * math.log(self.beta1))
-        correct2 = 1 - torch.exp(steps * math.log(self.beta2))
-        moved = rate * (mean / correct1) / (torch.sqrt(square / correct2) + self.epsilon)
+        unbiased = torch.sqrt(square / scalars["correction2"])
+        moved = rate * (mean / scalars["correction1"]) / (unbiased + self.epsilon)
         if decay is not None:
             moved = moved + decay
         return param - _only(moved, touched), {"mean": mean, "square": square}

@@ -1,4 +1,4 @@
-"""Is a model one that a device can feed, slice and train? Asked when it is made, so that training is not spent in vain."""
+"""Can a device feed, slice and train a model? Asked when it is made, so that no training is spent in vain."""
 
 from __future__ import annotations
 
