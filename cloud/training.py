@@ -27,7 +27,7 @@ from device_runtime.samples import Float32, Int32, SampleBatch
 from device_runtime.stream import samples
 from device_runtime.tables import LocalTable, features
 from export import models
-from export.checkpoint import FORMAT, EpochMetrics, Trained, TrainSettings, TrainState, load, read_state
+from export.checkpoint import CATEGORIES, FORMAT, EpochMetrics, Trained, TrainSettings, TrainState, load, read_state
 from export.models.base import Catalogue, Recommender
 from export.step import weighted_log_loss
 
@@ -72,7 +72,7 @@ def train(dataset: Dataset, out: Path, settings: TrainSettings, progress: Progre
         best = max(history, key=lambda m: m.auc).epoch
         finished = epoch - best >= settings.patience or epoch == settings.epochs
         state = msgspec.structs.replace(state, history=history, best=best, finished=finished)
-        _save(out, state, model, optimizer, better=best == epoch)
+        _save(out, state, model, optimizer, _catalogue(dataset), better=best == epoch)
     return load(out)
 
 
@@ -167,13 +167,21 @@ def _fingerprint(dataset: Dataset) -> str:
     return digest.hexdigest()[:16]
 
 
-def _save(out: Path, state: TrainState, model: Recommender, optimizer: torch.optim.Optimizer, *, better: bool) -> None:
+def _save(
+    out: Path,
+    state: TrainState,
+    model: Recommender,
+    optimizer: torch.optim.Optimizer,
+    catalogue: Catalogue,
+    *,
+    better: bool,
+) -> None:
     weights = {n: t.detach().clone() for n, t in model.state_dict().items()}
     moments: dict[str, Tensor] = {}
     for index, slots in optimizer.state_dict()["state"].items():
         moments |= {f"{index}:{slot}": value.clone() for slot, value in slots.items()}
     if better:
-        write_atomically(out / "best.safetensors", save_safetensors(weights))
+        write_atomically(out / "best.safetensors", save_safetensors({**weights, CATEGORIES: catalogue.item_categories}))
     newest = {f"weights:{n}": t for n, t in weights.items()} | {f"state:{n}": t for n, t in moments.items()}
     write_atomically(out / "newest.safetensors", save_safetensors(newest))
     write_atomically(out / "state.json", msgspec.json.encode(state))

@@ -16,6 +16,8 @@ from export import models
 from export.models.base import Catalogue, Recommender
 
 FORMAT = 1
+CATEGORIES = "catalogue:item_categories"
+"""Beside the model's own tensors in `best.safetensors`: a model can be made again only with its catalogue."""
 
 
 class TrainSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -88,7 +90,9 @@ def load(folder: Path) -> Trained:
         raise InputError(f"{folder} holds no trained model; run `coda train` first") from None
     except Exception as error:
         raise StoreError(f"{folder / 'best.safetensors'} is damaged: {error}") from None
-    catalogue = Catalogue(len(state.keys), state.categories, tensors["item_categories"])
+    if CATEGORIES not in tensors:
+        raise StoreError(f"{folder} was written by an older version, without {CATEGORIES!r}; train again")
+    catalogue = Catalogue(len(state.keys), state.categories, tensors.pop(CATEGORIES))
     model = models.create(state.settings.model, catalogue, state.settings.history)
     model.load_state_dict(tensors)
     return Trained(model.eval(), state)

@@ -45,7 +45,10 @@ def last_state(gate: Tensor, candidate: Tensor, present: Tensor) -> Tensor:
     """gate, before its sigmoid, and candidate: [B, H, d]; present: [B, H], 0 where a place is skipped -> [B, d]."""
     filled = present.unsqueeze(-1)
     kept = -softplus(gate) * filled  # log(1 - z); 0 where nothing comes in
-    index = torch.arange(gate.shape[1])
-    later = (index.unsqueeze(0) > index.unsqueeze(1)).to(gate.dtype)
-    through = torch.exp(torch.matmul(later, kept))
+    places = gate.shape[1]
+    index = torch.arange(places)
+    later = (index.unsqueeze(1) > index.unsqueeze(0)).to(gate.dtype)  # [s, t]: 1 where s comes after t
+    # one plain matrix product: a broadcast one has a backward that ExecuTorch lacks
+    summed = torch.mm(kept.transpose(1, 2).reshape(-1, places), later)
+    through = torch.exp(summed.reshape(-1, gate.shape[2], places).transpose(1, 2))
     return (torch.sigmoid(gate) * filled * through * candidate).sum(1)

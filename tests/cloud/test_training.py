@@ -11,6 +11,7 @@ from device_runtime.errors import InputError, StoreError
 from device_runtime.metrics import auc
 from device_runtime.stream import samples
 from export.checkpoint import TrainSettings, load
+from export.models import MODELS
 from tests.conftest import write_tastes
 
 SETTINGS = TrainSettings(epochs=4, patience=4, history=8, rate=5e-3, seed=1)
@@ -99,7 +100,7 @@ def test_too_little_to_learn_from_is_refused(dataset, tmp_path):
 
 def test_a_model_is_found_by_its_name_and_an_absent_one_is_explained(dataset, tmp_path):
     for name, why in [
-        ("Nothing", "there are DIN, or give"),
+        ("Nothing", "there are LR, WideDeep, .*, DIN, .*or give"),
         ("no_such_module:Model", "cannot be imported"),
         ("export.models.din:relu", "not a subclass"),
     ]:
@@ -107,3 +108,13 @@ def test_a_model_is_found_by_its_name_and_an_absent_one_is_explained(dataset, tm
             train(dataset, tmp_path, msgspec.structs.replace(SETTINGS, model=name))
     named = msgspec.structs.replace(SETTINGS, model="export.models.din:DIN", epochs=1)
     assert type(train(dataset, tmp_path, named).model).__name__ == "DIN"
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "DIN"])
+def test_every_model_trains_and_comes_back(dataset, tmp_path, name):
+    trained = train(dataset, tmp_path, msgspec.structs.replace(SETTINGS, model=name, epochs=2))
+    first, second = trained.state.history
+    assert second.loss < first.loss
+    again = load(tmp_path)
+    for tensor, value in trained.model.state_dict().items():
+        torch.testing.assert_close(again.model.state_dict()[tensor], value)

@@ -1,0 +1,118 @@
+"""Models and ways of training, lowered: each model on ONNX Runtime, several steps in a call; some on ExecuTorch."""
+
+import numpy as np
+import pytest
+import torch
+
+from device_runtime.bundle import Training, pack_file
+from device_runtime.engines import open_engine
+from device_runtime.trainer import advance, advance_all, initial_state, train
+from export.audit import audited
+from export.graphs import classifier_plans, logits_of, recommender_plans
+from export.lowering import to_executorch, to_onnx
+from export.models import MODELS
+from export.models.classifier import SampleClassifier
+from export.parity import TOLERANCE, Oracle, check
+from export.scan import scan_steps
+from export.step import Adam, Step
+from export.training import EPSILON, prepare
+from tests.export.test_training import new
+
+MOST_BYTES = {"onnx": 12_000, "executorch": 15_000}
+"""Of a step graph here, compressed."""
+
+ON_ONNX = {
+    "LR": Training("adagrad", weight_decay=0.05),
+    "WideDeep": Training("sgd", 0.9, 0.05),
+    "DeepFM": Training("adamw", weight_decay=0.05),
+    "PNN": Training("adam", weight_decay=0.05, train="embeddings"),
+    "DIN": Training("adamw", train="lowrank:2"),
+    "SASRec": Training("sgd", train="patch"),
+    "GRU": Training("sgd", clip=0.01, train="head"),
+}
+ON_EXECUTORCH = {
+    "LR": Training("adamw", weight_decay=0.05),
+    "GRU": Training("sgd", 0.9, 0.05, train="embeddings"),
+}
+
+
+def test_every_model_is_covered():
+    assert set(ON_ONNX) == set(MODELS)
+
+
+def lowered(name, training, lower, form):
+    model, step = prepare(new(name), training)
+    traced = audited(recommender_plans(model, step)[2], [form])
+    return traced.plan, Oracle(model, step), lower(traced)
+
+
+@pytest.mark.parametrize("name", ON_ONNX)
+def test_on_onnx_runtime(name, tmp_path):
+    plan, oracle, data = lowered(name, ON_ONNX[name], to_onnx, "onnx")
+    path = tmp_path / "step.onnx"
+    path.write_bytes(scan_steps(data, plan.spec))
+    parity = check(plan, oracle, open_engine("onnx"), path, most_steps=8)
+    assert 0 < parity.worst <= TOLERANCE
+    assert pack_file(path.read_bytes())[0].size < MOST_BYTES["onnx"]
+
+
+@pytest.mark.parametrize("name", ON_EXECUTORCH)
+def test_on_executorch(name, tmp_path):
+    plan, oracle, data = lowered(name, ON_EXECUTORCH[name], to_executorch, "executorch")
+    path = tmp_path / "step.pte"
+    path.write_bytes(data)
+    parity = check(plan, oracle, open_engine("executorch"), path)
+    assert 0 < parity.worst <= TOLERANCE
+    assert pack_file(data)[0].size < MOST_BYTES["executorch"]
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """The classifier's step: (spec of one step, its file, the file of several)."""
+    torch.manual_seed(0)
+    module = SampleClassifier(5)
+    step = Step(logits_of(module), tuple(n for n, _ in module.named_parameters()), Adam(epsilon=EPSILON))
+    traced = audited(classifier_plans(module, step)[1], ["onnx"])
+    data = to_onnx(traced)
+    folder = tmp_path_factory.mktemp("classifier")
+    (folder / "one.onnx").write_bytes(data)
+    (folder / "several.onnx").write_bytes(scan_steps(data, traced.plan.spec))
+    values = {t.name: traced.plan.examples[t.name].numpy() for t in traced.plan.spec.of("param")}
+    return traced.plan.spec, folder, values
+
+
+@pytest.mark.parametrize("engine", ["onnx", "reference"])
+def test_several_steps_in_a_call_are_the_same_steps(classifier, rng, engine):
+    spec, folder, values = classifier
+    one = open_engine(engine).load(folder / "one.onnx", spec)
+    several = open_engine(engine).load(folder / "several.onnx", spec.stacked(4))
+    assert (one.spec.steps, several.spec.steps, several.spec.batch) == (0, 4, one.spec.batch)
+    x = rng.normal(size=(10, 32, 6)).astype(np.float32)
+    stack = {"x": x, "label": (x[..., 0] > 0).astype(np.float32), "sample_weight": np.ones((10, 32), np.float32)}
+    start = {**values, **initial_state(spec, values)}
+    after_one, losses_one = advance_all(one, start, stack, {"learning_rate": 0.05})
+    after_several, losses_several = advance_all(several, start, stack, {"learning_rate": 0.05})
+    np.testing.assert_allclose(losses_several, losses_one, atol=1e-6)
+    assert losses_one.shape == (10,) and losses_one[-1] < losses_one[0]
+    for name in spec.carry.values():
+        np.testing.assert_allclose(after_several[name], after_one[name], atol=1e-6)
+    batch = {name: column[0] for name, column in stack.items()}
+    assert advance(several, start, batch, {"learning_rate": 0.05})[1] == pytest.approx(losses_one[0], abs=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 33, 300])
+def test_an_epoch_is_the_same_whichever_way_it_is_called(classifier, rng, count):
+    """300 samples are ten batches: three calls of at most four steps, the last one partly padding."""
+    spec, folder, values = classifier
+    x = rng.normal(size=(count, 6)).astype(np.float32)
+    label = (x[:, 0] > 0).astype(np.float32)
+    weight = rng.random(count).astype(np.float32)
+    found = []
+    for file, graph_spec in (("one.onnx", spec), ("several.onnx", spec.stacked(4))):
+        graph = open_engine("onnx").load(folder / file, graph_spec)
+        shuffle = np.random.default_rng(1)
+        found.append(train(graph, values, {"x": x}, label, weight, rate=0.05, epochs=3, rng=shuffle))
+    (one, losses_one), (several, losses_several) = found
+    assert losses_several == pytest.approx(losses_one, abs=1e-6)
+    for name in values:
+        np.testing.assert_allclose(several[name], one[name], atol=1e-6)
