@@ -205,12 +205,15 @@ class Step:
         self, params: Tensors, state: Tensors, features: Tensors, label: Tensor, weight: Tensor, rate: Tensor
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
         """(trained params', state', loss)."""
-        fixed = {name: value for name, value in params.items() if name not in self.trained}
+        # also of what stays fixed, and dropped as dead code: PyTorch takes another path through a frozen matrix, whose
+        # backward is full of strided copies that ExecuTorch lacks
+        moving = {name: value for name, value in params.items() if value.is_floating_point()}
 
         def objective(moving: dict[str, Tensor]) -> Tensor:
-            return weighted_log_loss(self.logits({**fixed, **moving}, features), label, weight)
+            return weighted_log_loss(self.logits({**params, **moving}, features), label, weight)
 
-        grads, loss = grad_and_value(objective)({name: params[name] for name in self.trained})
+        every, loss = grad_and_value(objective)(moving)
+        grads = {name: every[name] for name in self.trained}
         if self.clip:
             norm = torch.sqrt(sum(((g * g).sum() for g in grads.values()), torch.zeros_like(loss)) + 1e-12)
             scale = (self.clip / (norm + 1e-6)).clamp(max=1.0)

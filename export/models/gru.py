@@ -48,7 +48,7 @@ def last_state(gate: Tensor, candidate: Tensor, present: Tensor) -> Tensor:
     places = gate.shape[1]
     index = torch.arange(places)
     later = (index.unsqueeze(1) > index.unsqueeze(0)).to(gate.dtype)  # [s, t]: 1 where s comes after t
-    # one plain matrix product: a broadcast one has a backward that ExecuTorch lacks
+    # one plain matrix product: a broadcast one would copy the mask for every sample
     summed = torch.mm(kept.transpose(1, 2).reshape(-1, places), later)
     through = torch.exp(summed.reshape(-1, gate.shape[2], places).transpose(1, 2))
     return (torch.sigmoid(gate) * filled * through * candidate).sum(1)
