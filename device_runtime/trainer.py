@@ -6,6 +6,7 @@ the graph's `param`, `attribute` and `state` tensors by name. They are never wri
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -102,11 +103,14 @@ def train(
     out.
 
     Raises:
-        InputError: nothing to train on, lengths differ, or labels or weights are not finite.
+        InputError: nothing to train on, lengths differ, the rate is not above 0, labels are not from 0 to 1, or a number
+            is not finite.
         EngineError: training diverged; the values given are as they were.
         GraphInputError: a tensor does not fit the graph.
     """
     _check_samples(features, labels, weights)
+    if not (math.isfinite(rate) and rate > 0):
+        raise InputError(f"the learning rate must be a finite number above 0, not {rate}")
     spec = graph.spec
     [label], [weight] = spec.of("label"), spec.of("weight")
     current = {**initial_state(spec, values), **values}
@@ -184,5 +188,10 @@ def _check_samples(features: Arrays, labels: Floats, weights: Floats) -> None:
             raise InputError(f"{what} has {len(column)} rows, the labels have {len(labels)}")
     if not np.isfinite(labels).all():
         raise InputError("labels must be finite numbers")
+    if len(labels) and not (labels.min() >= 0 and labels.max() <= 1):
+        raise InputError(f"labels must be numbers from 0 to 1; given: from {labels.min()} to {labels.max()}")
+    for name, column in features.items():
+        if column.dtype.kind == "f" and not np.isfinite(column).all():
+            raise InputError(f"feature {name!r} must hold finite numbers")
     if not np.isfinite(weights).all() or (weights < 0).any():
         raise InputError("sample weights must be finite numbers of at least 0")

@@ -101,6 +101,7 @@ def test_divergence_is_an_error_and_leaves_the_values(load: Load, graph: str, ra
     ("labels", "weights", "message"),
     [
         ([0, 1, np.nan], [1, 1, 1], "labels must be finite"),
+        ([0, 1, 2], [1, 1, 1], "labels must be numbers from 0 to 1; given: from 0.0 to 2.0"),
         ([0, 1, 1], [1, np.inf, 1], "weights must be finite"),
         ([0, 1, 1], [1, -1, 1], "of at least 0"),
         ([0, 1, 1], [0, 0, 0], "no samples of weight above 0"),
@@ -118,6 +119,16 @@ def test_samples_that_cannot_be_trained_on_are_refused(
             epochs=1,
             rng=rng(),
         )
+
+
+def test_features_and_rates_that_cannot_be_trained_with_are_refused(load: Load) -> None:
+    features, labels, weights = samples(3)
+    features["numbers"][1, 0] = np.nan
+    with pytest.raises(InputError, match="feature 'numbers' must hold finite numbers"):
+        train(load("step"), VALUES, features, labels, weights, rate=0.1, epochs=1, rng=rng())
+    for rate in (0.0, -0.1, np.nan, np.inf):
+        with pytest.raises(InputError, match="learning rate must be a finite number above 0"):
+            train(load("step"), VALUES, *samples(3), rate=rate, epochs=1, rng=rng())
 
 
 @pytest.mark.parametrize("count", [0, 1, BATCH, 19])
