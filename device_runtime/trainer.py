@@ -103,8 +103,8 @@ def train(
     out.
 
     Raises:
-        InputError: nothing to train on, lengths differ, the rate is not above 0, labels are not from 0 to 1, or a number
-            is not finite.
+        InputError: nothing to train on, lengths differ, the rate is not above 0, labels are not from 0 to 1, or a
+            number is not finite.
         EngineError: training diverged; the values given are as they were.
         GraphInputError: a tensor does not fit the graph.
     """
