@@ -15,9 +15,10 @@ from device_runtime.bundle import BlobStore, RoundSettings, Training
 from device_runtime.engines import open_engine
 from device_runtime.errors import InputError
 from device_runtime.identity import Signer
+from device_runtime.local import personal_table
 from device_runtime.model import VOCABULARY, Model, Weights
 from device_runtime.personalize import tune
-from device_runtime.round import personal_table, try_engine
+from device_runtime.pull import try_engine
 from device_runtime.samples import Feature, Schema
 from device_runtime.stream import samples
 from export import models
