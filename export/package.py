@@ -44,8 +44,9 @@ from export.training import EPSILON, prepare
 
 SHARD_ITEMS = 1024
 """Items in a shard, about: the anonymity set of a device that asks for one."""
-STEPS_IN_A_CALL = 64
-"""Training steps that a call takes at most, where the engine has a loop of its own (ADR 0005)."""
+STEPS_IN_A_CALL = {"step": 16, "classifier_step": 64}
+"""Training steps that a call takes at most, where the engine has a loop of its own (ADR 0005). A device that is to give
+way does so between calls, so that the recommender's steps, which take longer, are fewer."""
 CLIP = Training().clip
 """Global norm at which fine-tuning clips unless the bundle's declaration says otherwise."""
 
@@ -168,7 +169,7 @@ def _lower(
             for engine in engines:
                 progress(f"lowering {plan.name} for {engine.name}")
                 data = lower[engine.format](traced)
-                steps = STEPS_IN_A_CALL if plan.spec.carry and engine.format == "onnx" else 0
+                steps = STEPS_IN_A_CALL[plan.name] if plan.spec.carry and engine.format == "onnx" else 0
                 if steps:
                     data = scan_steps(data, traced.plan.spec)
                 path = Path(folder) / f"{plan.name}.{engine.format}"

@@ -362,11 +362,8 @@ def test_a_round_that_cannot_go_on_is_begun_anew_and_leaves_nothing(phone):
 
 @pytest.mark.parametrize("damage", ["gone", "flip"])
 def test_a_damaged_working_file_costs_the_round_and_nothing_else(phone, damage):
-    calls = []
-
     def stop():
-        calls.append(1)
-        if len(calls) == 60:
+        if any(phone.home.rounds.glob("*/answer")):
             raise Yielded("enough")
 
     phone.round()
