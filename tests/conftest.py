@@ -18,7 +18,7 @@ SEED = 20220110
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--kills", type=int, default=250, help="random kills of rounds (test_kills.py); the long run: 1000"
+        "--kills", type=int, default=200, help="random kills of rounds (test_kills.py); the long run: 1000"
     )
 
 

@@ -1,6 +1,6 @@
 """Rounds are killed, hundreds of times; nothing is lost, nothing is wrong, nothing is fetched twice.
 
-CI kills at every point where something becomes durable, and at `--kills` random instants (default 250). The long run:
+CI kills at every point where something becomes durable, and at `--kills` random instants (default 200). The long run:
 
     pytest tests/device_runtime/test_kills.py --kills 1000
 """
@@ -157,7 +157,10 @@ def test_killed_at_random_instants_the_last_good_weights_rank(zygote, proxy, pub
         times.append(time.monotonic() - started)
     usual = float(np.median(times[1:]))
     found, after, now = Counter(), device.rounds(), device.ranking()
-    for _ in range(request.config.getoption("--kills")):
+    wanted = request.config.getoption("--kills")
+    for _ in range(3 * wanted):
+        if found["killed"] == wanted:
+            break
         before, ranking, at_hand = after, now, device.at_hand()
         seen = len(proxy.requests)
         child = zygote.start(device.folder, proxy.url)
@@ -181,7 +184,7 @@ def test_killed_at_random_instants_the_last_good_weights_rank(zygote, proxy, pub
     assert sorted(path.name for path in (device.folder / "rounds").iterdir()) == []
     assert [path.stem for path in (device.folder / "weights").iterdir()] == [rows[-1].id]
     print(dict(found))
-    assert found["killed"] >= request.config.getoption("--kills") / 2
+    assert found["killed"] == wanted, "most rounds were to be killed before they ended"
 
 
 def test_killed_in_mid_transfer_what_has_arrived_is_not_fetched_again(zygote, proxy, published, tmp_path, rng):
