@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -136,12 +137,13 @@ class Agent:
         try:
             if self._stopped.is_set():  # the signal came before there was a child
                 self._child.terminate()
-            while True:
-                try:
-                    return self._child.wait(_GRACE_S if self._stopped.is_set() else 1.0)
-                except subprocess.TimeoutExpired:
-                    if self._stopped.is_set():
-                        self._child.kill()
+            while not self._stopped.is_set():
+                with suppress(subprocess.TimeoutExpired):
+                    return self._child.wait(1.0)
+            with suppress(subprocess.TimeoutExpired):
+                return self._child.wait(_GRACE_S)
+            self._child.kill()
+            return self._child.wait()
         finally:
             self._child = None
 

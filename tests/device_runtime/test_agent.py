@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from device_runtime import agent as agent_module
 from device_runtime.activity import Activity, ActivityLog
 from device_runtime.agent import Agent
 from device_runtime.commands.device import Command
@@ -125,17 +127,25 @@ def test_sigterm_ends_it_cleanly_and_an_idle_one_is_small(setting):
     assert kib < 40 << 10
 
 
-def test_sigterm_reaches_the_round_too(setting, tmp_path):
-    program = (
-        "import signal, sys, time\nsignal.signal(15, lambda *_: sys.exit(7))\nprint('up', flush=True)\ntime.sleep(60)"
-    )
-    agent = Agent(setting.home, [sys.executable, "-c", program], setting.root, say=lambda _: None)
-    signal.signal(signal.SIGALRM, agent.stop)
-    signal.setitimer(signal.ITIMER_REAL, 1.0)
-    try:
-        assert agent.look().ran in (7, -signal.SIGTERM)
-    finally:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+@pytest.mark.parametrize(("on_sigterm", "status"), [("lambda *_: sys.exit(7)", 7), ("signal.SIG_IGN", -signal.SIGKILL)])
+def test_a_stopped_agent_gives_the_round_time_to_end_and_then_kills_it(
+    setting, tmp_path, monkeypatch, on_sigterm, status
+):
+    monkeypatch.setattr(agent_module, "_GRACE_S", 10.0 if status == 7 else 0.1)
+    up = tmp_path / "up"
+    program = f"import pathlib, signal, sys, time\nsignal.signal(15, {on_sigterm})\npathlib.Path(sys.argv[1]).touch()\n"
+    command = [sys.executable, "-c", program + "time.sleep(60)", str(up)]
+    agent = Agent(setting.home, command, setting.root, say=lambda _: None)
+
+    def stop_once_it_is_up():
+        while not up.exists():
+            time.sleep(0.01)
+        agent.stop()
+
+    thread = threading.Thread(target=stop_once_it_is_up)
+    thread.start()
+    assert agent.look().ran == status
+    thread.join()
 
 
 def test_a_scheduled_round_gives_way_at_once_and_goes_on_where_it_was(serving, published, tmp_path):
