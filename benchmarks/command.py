@@ -12,6 +12,7 @@ BENCHES = {
         "what the idle agent costs, how fast events become samples, how soon a round gives way",
     ),
     "engines": ("benchmarks.engines", "how long a training step takes on each engine, beside PyTorch eager"),
+    "round": ("benchmarks.round", "what a whole round costs a device: CPU, memory, bytes, by phase"),
 }
 """name: (module, the question that it answers)"""
 
@@ -45,7 +46,7 @@ class Command:
     def configure(parser: argparse.ArgumentParser) -> None:
         parser.description = DESCRIPTION
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
-        listed = "\n".join(f"  {name:10}{summary}" for name, (_, summary) in BENCHES.items())
+        listed = "\n".join(f"  {name:13}{summary}" for name, (_, summary) in BENCHES.items())
         parser.epilog = f"questions:\n{listed}\n\n`coda bench QUESTION --help` says more of each."
         parser.add_argument("question", choices=BENCHES, metavar="QUESTION")
         parser.add_argument("words", nargs=argparse.REMAINDER, metavar="…", help="its own arguments")
