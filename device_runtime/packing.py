@@ -1,31 +1,47 @@
-"""Integer columns as few bytes: the smallest of constant, bit-packed, or bit-packed differences.
+"""Integer columns as few bytes: the shortest of three layouts, of the values or of their differences.
 
-A packed column is one mode byte, the count and the base as varints, the bit width, then the bits. Fixed widths
-keep encoding and decoding vectorised; entropy coding is left to the frame's zstd.
+- *fixed*: every number in the same count of bits. Best where all are equally likely, such as positions.
+- *split*: of each number how many bits it has, as a byte, all of them through zstd's entropy coder; then the bits
+  below the leading one as they are. That is Elias gamma with its unary part entropy-coded: best for gaps, whose sizes
+  are skewed while their low bits are noise.
+- *bytes*: each number a byte, through zstd: best for few distinct small numbers.
+
+All of it is vectorised: a column of ten thousand takes about a millisecond.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
+import zstandard
 
 from device_runtime.errors import WireError
 
-_PLAIN, _DELTA = 0, 1
+_FIXED, _SPLIT, _BYTES = 0, 2, 4
+_DELTA = 1
 MAX_COUNT = 1 << 24
 """Values in one column, at most: what a hostile frame can make a reader allocate is bounded by this."""
+_CHUNK = 1 << 16
+"""Values unpacked at once: bits take eight bytes each on their way."""
+_LEVEL = 12
+_FEW = 16
+"""Below this many values, an entropy coder's table costs more than it saves."""
+_WORD = (1 << 64) - 1
+
+Unsigned = npt.NDArray[np.uint64]
 
 
 def pack(values: npt.NDArray[np.integer]) -> bytes:
     """Pack integers (any integer dtype, within int64) of shape [n]."""
     column = np.asarray(values, np.int64)
     if not len(column):
-        return bytes([_PLAIN]) + _varint(0)
-    plain = _body(_PLAIN, column)
-    if len(column) < 2:
-        return plain
-    delta = _body(_DELTA, np.diff(column), first=int(column[0]))
-    return min(plain, delta, key=len)
+        return bytes([_FIXED]) + _varint(0)
+    found = [_best(0, column, b"")]
+    if len(column) > 1:
+        found.append(_best(_DELTA, np.diff(column), _varint(_zigzag(int(column[0])))))
+    return min(found, key=lambda pair: pair[0])[1]()
 
 
 def unpack(data: bytes) -> npt.NDArray[np.int64]:
@@ -39,51 +55,151 @@ def unpack(data: bytes) -> npt.NDArray[np.int64]:
         count, at = _read_varint(data, at)
         if count > MAX_COUNT:
             raise WireError(f"a column claims {count} values; at most {MAX_COUNT} are allowed")
-        if count == 0:
-            rest, column = data[at:], np.zeros(0, np.int64)
-        elif mode == _PLAIN:
-            column, rest = _read_body(data, at, count)
-        elif mode == _DELTA:
-            first, at = _read_varint(data, at)
-            steps, rest = _read_body(data, at, count - 1)
-            column = np.concatenate(([_unzigzag(first)], steps)).cumsum()
-        else:
+        if mode > (_BYTES | _DELTA):
             raise WireError(f"a column has the unknown packing mode {mode}")
+        if count == 0:
+            _nothing_after(data, at)
+            return np.zeros(0, np.int64)
+        first = 0
+        if mode & _DELTA:
+            stated, at = _read_varint(data, at)
+            first, count = _unzigzag(stated), count - 1
+        stated, at = _read_varint(data, at)
+        base, layout = _unzigzag(stated), mode & ~_DELTA
+        read = _read_fixed if layout == _FIXED else _read_split if layout == _SPLIT else _read_bytes
+        offsets = read(data, at, count)
     except IndexError:
         raise WireError("a packed column is truncated") from None
-    if rest:
-        raise WireError(f"a packed column is followed by {len(rest)} stray bytes")
+    column = offsets.astype(np.int64) + np.array([base & _WORD], np.uint64).astype(np.int64)
+    if mode & _DELTA:
+        column = np.concatenate((np.array([first & _WORD], np.uint64).astype(np.int64), column)).cumsum()
     return column
 
 
-def _body(mode: int, column: npt.NDArray[np.int64], first: int = 0) -> bytes:
+def _best(delta: int, column: npt.NDArray[np.int64], first: bytes) -> tuple[int, Callable[[], bytes]]:
+    """(bytes that the shortest layout takes, what makes them)."""
     base = int(column.min())
-    offsets = (column - base).astype(np.uint64)
-    width = int(offsets.max()).bit_length()
-    head = bytes([mode]) + _varint(len(column) + mode)
-    if mode == _DELTA:
-        head += _varint(_zigzag(first))
-    head += _varint(_zigzag(base)) + bytes([width])
-    if not width:
-        return head
-    bits = (offsets[:, None] >> np.arange(width, dtype=np.uint64)) & np.uint64(1)
-    return head + np.packbits(bits.astype(np.uint8), bitorder="little").tobytes()
+    offsets = (column - base).astype(np.uint64)  # wraps where the range exceeds int64, and wraps back when read
+    largest = int(offsets.max())
+    head = _varint(len(column) + delta) + first + _varint(_zigzag(base))
+    width = largest.bit_length()
+    size = 1 + (width * len(column) + 7) // 8
+    found = [(size, lambda: bytes([_FIXED | delta]) + head + _fixed(offsets, width))]
+    if len(column) >= _FEW and 0 < largest < _WORD:
+        raised = offsets + np.uint64(1)
+        widths = _width(raised) - 1
+        squeezed = _squeeze(widths.astype(np.uint8).tobytes())
+        stated = _varint(len(squeezed)) + squeezed
+        size = len(stated) + (int(widths.sum()) + 7) // 8
+        found.append((size, lambda: bytes([_SPLIT | delta]) + head + stated + _bits(raised, widths)))
+    if len(column) >= _FEW and 0 < largest < 256:
+        numbers = _squeeze(offsets.astype(np.uint8).tobytes())
+        found.append((len(numbers), lambda: bytes([_BYTES | delta]) + head + numbers))
+    size, make = min(found, key=lambda pair: pair[0])
+    return 1 + len(head) + size, make
 
 
-def _read_body(data: bytes, at: int, count: int) -> tuple[npt.NDArray[np.int64], bytes]:
-    base, at = _read_varint(data, at)
+# -- layouts --------------------------------------------------------------------------------------------------------
+
+
+def _fixed(offsets: Unsigned, width: int) -> bytes:
+    return bytes([width]) + _bits(offsets, np.full(len(offsets), width, np.int64))
+
+
+def _read_fixed(data: bytes, at: int, count: int) -> Unsigned:
     width, at = data[at], at + 1
     if width > 64:
         raise WireError(f"a packed column claims {width} bits a value")
     size = (count * width + 7) // 8
     if len(data) < at + size:
         raise WireError("a packed column is truncated")
+    _nothing_after(data, at + size)
     if not width:
-        return np.full(count, _unzigzag(base), np.int64), data[at:]
-    packed = np.frombuffer(data, np.uint8, size, at)
-    bits = np.unpackbits(packed, count=count * width, bitorder="little").reshape(count, width)
-    offsets = (bits.astype(np.uint64) << np.arange(width, dtype=np.uint64)).sum(1, dtype=np.uint64)
-    return offsets.astype(np.int64) + np.int64(_unzigzag(base)), data[at + size :]
+        return np.zeros(count, np.uint64)
+    # chunks begin at whole bytes, because _CHUNK is a multiple of 8
+    parts = []
+    for start in range(0, count, _CHUNK):
+        part = min(_CHUNK, count - start)
+        packed = np.frombuffer(data, np.uint8, (part * width + 7) // 8, at + start * width // 8)
+        bits = np.unpackbits(packed, count=part * width, bitorder="little").reshape(part, width)
+        parts.append((bits.astype(np.uint64) << np.arange(width, dtype=np.uint64)).sum(1, dtype=np.uint64))
+    return np.concatenate(parts)
+
+
+def _read_split(data: bytes, at: int, count: int) -> Unsigned:
+    """Of each number + 1: its width less one, as a byte, squeezed; then the bits below the leading one."""
+    size, at = _read_varint(data, at)
+    if size > len(data) - at:
+        raise WireError("a packed column is truncated")
+    widths = np.frombuffer(_unsqueeze(data[at : at + size], count), np.uint8).astype(np.int64)
+    at += size
+    if widths.max() > 63:
+        raise WireError(f"a packed column claims {widths.max() + 1} bits a value")
+    ends = np.cumsum(widths)
+    total = int(ends[-1])
+    if len(data) < at + (total + 7) // 8:
+        raise WireError("a packed column is truncated")
+    _nothing_after(data, at + (total + 7) // 8)
+    packed = np.frombuffer(data, np.uint8, (total + 7) // 8, at)
+    parts = []
+    for start in range(0, count, _CHUNK):
+        wide = widths[start : start + _CHUNK]
+        begins = ends[start : start + _CHUNK] - wide
+        first, last = int(begins[0]), int(begins[-1] + wide[-1])
+        bits = np.unpackbits(packed[first // 8 : (last + 7) // 8], bitorder="little")[first % 8 :][: last - first]
+        values = np.left_shift(np.uint64(1), wide.astype(np.uint64))
+        place = np.arange(last - first) - np.repeat(begins - first, wide)
+        shifted = bits.astype(np.uint64) << place.astype(np.uint64)
+        sums = np.concatenate((np.zeros(1, np.uint64), np.cumsum(shifted, dtype=np.uint64)))  # differences wrap back
+        parts.append(values + (sums[begins - first + wide] - sums[begins - first]) - np.uint64(1))
+    return np.concatenate(parts)
+
+
+def _read_bytes(data: bytes, at: int, count: int) -> Unsigned:
+    return np.frombuffer(_unsqueeze(data[at:], count), np.uint8).astype(np.uint64)
+
+
+def _bits(numbers: Unsigned, widths: npt.NDArray[np.int64]) -> bytes:
+    """The lowest `widths` bits of each number, least significant first, one after another."""
+    ends = np.cumsum(widths)
+    place = np.arange(int(ends[-1])) - np.repeat(ends - widths, widths)
+    bits = (np.repeat(numbers, widths) >> place.astype(np.uint64)) & np.uint64(1)
+    return np.packbits(bits.astype(np.uint8), bitorder="little").tobytes()
+
+
+def _width(numbers: Unsigned) -> npt.NDArray[np.int64]:
+    """Bits of each number; exact, where a logarithm of large ones is not."""
+    widths = np.zeros(len(numbers), np.int64)
+    rest = numbers.copy()
+    for step in (32, 16, 8, 4, 2, 1):
+        high = rest >= np.uint64(1 << step)
+        widths[high] += step
+        rest[high] >>= np.uint64(step)
+    return widths + (rest > 0)
+
+
+def _squeeze(data: bytes) -> bytes:
+    return zstandard.ZstdCompressor(level=_LEVEL, write_content_size=True).compress(data)
+
+
+def _unsqueeze(data: bytes, size: int) -> bytes:
+    try:
+        if zstandard.get_frame_parameters(data).content_size != size:
+            raise WireError(f"a packed column's bytes are not those of {size} values")
+        whole = zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False)
+    except (zstandard.ZstdError, ValueError) as error:
+        raise WireError(f"a packed column does not decompress: {error}") from None
+    if len(whole) != size:
+        raise WireError(f"a packed column's bytes are not those of {size} values")
+    return whole
+
+
+# -- numbers --------------------------------------------------------------------------------------------------------
+
+
+def _nothing_after(data: bytes, end: int) -> None:
+    if len(data) > end:
+        raise WireError(f"a packed column is followed by {len(data) - end} stray bytes")
 
 
 def _zigzag(value: int) -> int:

@@ -29,14 +29,22 @@ from device_runtime.home import DeviceHome
 from device_runtime.identity import answer_text, verify
 from device_runtime.journal import FINAL, FilterView, Inputs, Progress, obstacle, stream_of
 from device_runtime.local import Local, local_samples, personal_table
-from device_runtime.messages import RoundReport, to_json
+from device_runtime.messages import RoundReport
 from device_runtime.meter import Meter
 from device_runtime.model import VOCABULARY, Model, Weights
 from device_runtime.pull import pull
 from device_runtime.samples import Float32, Int32, SampleBatch
 from device_runtime.sensors import Sensors
 from device_runtime.transport import Transport
-from device_runtime.wire import MatchAnswer, MatchQuery, Rows, decode_answer, encode_contribution, encode_query
+from device_runtime.wire import (
+    MatchAnswer,
+    MatchQuery,
+    Rows,
+    decode_answer,
+    encode_contribution,
+    encode_query,
+    encode_report,
+)
 from device_runtime.working import WorkingFiles
 from device_runtime.yielding import AskingEngine, Pulse
 
@@ -352,11 +360,14 @@ class Round:
         report = self._report(error)
         self.home.store.finish_round(self.id, state, report, self.progress)
         self.files.clear()
-        waiting = [row for row in self.home.store.rounds() if row.report is not None and not row.delivered]
+        waiting = [(row.id, row.report) for row in self.home.store.rounds() if row.report and not row.delivered]
         try:
-            for row in waiting[-_OUTBOX:]:
-                self.transport.request("POST", "/v1/reports", to_json(row.report), label="report", accept_status=(204,))
-                self.home.store.mark_delivered(row.id)
+            for round_id, late in waiting[-_OUTBOX:]:
+                body = encode_report(late)
+                self.transport.request(
+                    "POST", "/v1/reports", body, label="report", content_type=FRAME, accept_status=(204,)
+                )
+                self.home.store.mark_delivered(round_id)
         except (TransportError, Yielded):
             pass  # the outbox keeps them for the next round
         self._note_cost()

@@ -1,13 +1,13 @@
-"""What crosses the network in binary: match queries, match answers, contributions.
+"""What crosses the network in binary: match queries, match answers, contributions, reports, weight updates.
 
 A frame is `CoDA`, kind, version, flags (bit 0: zstd), eight bytes of BLAKE2b over all the rest, then a msgpack
 body whose typed arrays are byte strings (see `packing`). Ids go as positions in a sorted list of the distinct ids
-of their vocabulary; histories that share storage are written once. `docs/wire.md` has every byte.
+of their vocabulary; histories that share storage are written once, and where the schema says that their order means
+nothing, each stretch of them ascending, as gaps. `docs/wire.md` has every byte.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -15,29 +15,27 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import zstandard
 
+from device_runtime.arrays import Scaled, Tensor, array, int32, rescaled, scaled, tensor
 from device_runtime.errors import InputError, WireError
+from device_runtime.framing import seal, unseal
+from device_runtime.messages import RoundReport, to_json
 from device_runtime.packing import pack, unpack
-from device_runtime.samples import Column, Float32, Int32, Ragged, SampleBatch, Schema
+from device_runtime.samples import Column, Float32, Int32, Int64, Ragged, SampleBatch, Schema
 
-MAGIC = b"CoDA"
-VERSION = 1
-MAX_BODY = 64 << 20
-"""Bytes of a decompressed body, at most."""
+MAX_REPORT = 1 << 20
+"""Bytes of a decompressed report, at most."""
 
-_QUERY, _ANSWER, _CONTRIBUTION = 1, 2, 3
-_ZSTD = 1
-_HEAD = len(MAGIC) + 3 + 8
+_QUERY, _ANSWER, _CONTRIBUTION, _REPORT, _UPDATE = 1, 2, 3, 4, 5
 
 
 @dataclass(frozen=True)
 class MatchQuery:
     """What a device asks the cloud to match. No sample, id or label is in it.
 
-    encoder: digest of the encoder that made the centroids. centroids: float32 [k, width], unit length (sent as
-    float16). limit: candidates wanted. held: shards of item rows that the device already has; rows of their items
-    need not be sent.
+    encoder: digest of the encoder that made the centroids. centroids: float32 [k, width], unit length; each row is sent
+    as int8 with a scale. limit: candidates wanted. held: shards of item rows that the device already has; rows of their
+    items need not be sent.
     """
 
     encoder: str
@@ -69,10 +67,18 @@ class MatchAnswer:
     shortfall: str = ""
 
 
-class _Tensor(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    dtype: str
-    shape: tuple[int, ...]
-    data: bytes
+@dataclass(frozen=True)
+class WeightUpdate:
+    """By how much weights moved from a base that the reader has. Rows that did not move are not in it.
+
+    base: names the weights that it is added to. dense: name -> float32 [n], flat. rows: by vocabulary, float32 [m, n].
+    Each dense tensor and each row is sent as int8 with a scale, so a number is off by at most 1/254 of the largest
+    beside it.
+    """
+
+    base: str
+    dense: Mapping[str, Float32]
+    rows: Mapping[str, Rows]
 
 
 class _Column(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -90,14 +96,25 @@ class _Batch(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 
 class _Query(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     encoder: str
-    centroids: _Tensor
+    centroids: Scaled
     limit: int
     held: bytes
 
 
 class _Rows(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     ids: bytes
-    tensors: dict[str, _Tensor]
+    tensors: dict[str, Tensor]
+
+
+class _MovedRows(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    ids: bytes
+    tensors: dict[str, Scaled]
+
+
+class _Update(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    base: str
+    dense: dict[str, Scaled]
+    rows: dict[str, _MovedRows]
 
 
 class _Answer(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -110,24 +127,22 @@ _Body = TypeVar("_Body")
 
 
 def encode_query(query: MatchQuery) -> bytes:
-    body = _Query(query.encoder, _tensor(query.centroids.astype(np.float16)), query.limit, pack(query.held))
+    body = _Query(query.encoder, scaled(query.centroids), query.limit, pack(query.held))
     return _frame(_QUERY, body)
 
 
 def decode_query(data: bytes) -> MatchQuery:
     """Raises: WireError."""
     body = _open(data, _QUERY, _Query)
-    centroids = _array(body.centroids)
-    if centroids.ndim != 2 or centroids.dtype != np.float16 or not np.isfinite(centroids).all():
-        raise WireError("the query's centroids must be finite float16 numbers of shape [k, width]")
+    centroids = rescaled(body.centroids, "the query's centroids")
     if body.limit < 0:
         raise WireError(f"the query asks for {body.limit} candidates")
-    return MatchQuery(body.encoder, centroids.astype(np.float32), body.limit, _int32(unpack(body.held)))
+    return MatchQuery(body.encoder, centroids, body.limit, int32(unpack(body.held)))
 
 
 def encode_answer(answer: MatchAnswer) -> bytes:
     rows = {
-        name: _Rows(pack(r.ids), {key: _tensor(value) for key, value in r.tensors.items()})
+        name: _Rows(pack(r.ids), {key: tensor(value) for key, value in r.tensors.items()})
         for name, r in answer.rows.items()
     }
     return _frame(_ANSWER, _Answer(_batch(answer.candidates), rows, answer.shortfall))
@@ -138,12 +153,12 @@ def decode_answer(data: bytes, schema: Schema) -> MatchAnswer:
     body = _open(data, _ANSWER, _Answer)
     rows = {}
     for name, part in body.rows.items():
-        ids = _int32(unpack(part.ids))
-        tensors = {key: _array(value) for key, value in part.tensors.items()}
-        for key, array in tensors.items():
-            if len(array) != len(ids):
-                raise WireError(f"rows of {key!r}: {len(array)} for {len(ids)} ids")
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
+        ids = int32(unpack(part.ids))
+        tensors = {key: array(value) for key, value in part.tensors.items()}
+        for key, value in tensors.items():
+            if len(value) != len(ids):
+                raise WireError(f"rows of {key!r}: {len(value)} for {len(ids)} ids")
+            if value.dtype.kind == "f" and not np.isfinite(value).all():
                 raise WireError(f"rows of {key!r} hold numbers that are not finite")
         rows[name] = Rows(ids, tensors)
     return MatchAnswer(_samples(body.candidates, schema), rows, body.shortfall)
@@ -158,60 +173,63 @@ def decode_contribution(data: bytes, schema: Schema) -> SampleBatch:
     return _samples(_open(data, _CONTRIBUTION, _Batch), schema)
 
 
+def encode_report(report: RoundReport) -> bytes:
+    """A report's JSON, its numbers cut to a millionth: a microsecond, or a byte of a MiB."""
+    return seal(_REPORT, to_json(_rounded(msgspec.to_builtins(report))))
+
+
+def decode_report(data: bytes) -> bytes:
+    """A report's JSON, still to be checked. Raises: WireError."""
+    return unseal(data, _REPORT, MAX_REPORT)
+
+
+def encode_update(update: WeightUpdate) -> bytes:
+    dense = {name: scaled(value.reshape(1, -1)) for name, value in update.dense.items()}
+    rows = {
+        name: _MovedRows(
+            pack(moved.ids), {key: scaled(value.astype(np.float32)) for key, value in moved.tensors.items()}
+        )
+        for name, moved in update.rows.items()
+    }
+    return _frame(_UPDATE, _Update(update.base, dense, rows))
+
+
+def decode_update(data: bytes) -> WeightUpdate:
+    """Raises: WireError."""
+    body = _open(data, _UPDATE, _Update)
+    dense = {name: rescaled(value, f"the update of {name!r}").reshape(-1) for name, value in body.dense.items()}
+    rows = {}
+    for name, part in body.rows.items():
+        ids = int32(unpack(part.ids))
+        tensors = {key: rescaled(value, f"the update of {key!r}") for key, value in part.tensors.items()}
+        for key, moved in tensors.items():
+            if len(moved) != len(ids):
+                raise WireError(f"the update of {key!r} has {len(moved)} rows for {len(ids)} ids")
+        rows[name] = Rows(ids, tensors)
+    return WeightUpdate(body.base, dense, rows)
+
+
 def _frame(kind: int, body: object) -> bytes:
-    plain = msgspec.msgpack.encode(body)
-    squeezed = zstandard.ZstdCompressor(level=9, write_content_size=True).compress(plain)
-    flags, payload = (_ZSTD, squeezed) if len(squeezed) < len(plain) else (0, plain)
-    head = MAGIC + bytes([kind, VERSION, flags])
-    return head + _digest(head + payload) + payload
+    return seal(kind, msgspec.msgpack.encode(body))
 
 
 def _open(data: bytes, kind: int, body: type[_Body]) -> _Body:
-    if len(data) < _HEAD or data[:4] != MAGIC:
-        raise WireError(f"these {len(data)} bytes are not a CoDA frame")
-    if data[5] != VERSION:
-        raise WireError(f"the frame has version {data[5]}; this program reads version {VERSION}: update the older side")
-    if data[4] != kind:
-        raise WireError(f"a frame of kind {data[4]} stands where kind {kind} is expected")
-    head, digest, payload = data[:7], data[7:_HEAD], data[_HEAD:]
-    if _digest(head + payload) != digest:
-        raise WireError("the frame is damaged or truncated: its checksum does not fit")
+    plain = unseal(data, kind)
     try:
-        if data[6] & _ZSTD:
-            size = zstandard.get_frame_parameters(payload).content_size
-            if size > MAX_BODY:  # also where the size is not stated, which is 2**64 - 1
-                raise WireError(f"the frame's body would take {size} bytes; at most {MAX_BODY} are allowed")
-            payload = zstandard.ZstdDecompressor().decompress(payload)
-        return msgspec.msgpack.decode(payload, type=body)
-    except (zstandard.ZstdError, msgspec.DecodeError) as error:
+        return msgspec.msgpack.decode(plain, type=body)
+    except msgspec.DecodeError as error:
         raise WireError(f"the frame's body does not decode: {error}") from None
 
 
-def _digest(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=8).digest()
-
-
-def _tensor(array: npt.NDArray[np.generic]) -> _Tensor:
-    if array.dtype.kind == "i":
-        return _Tensor("int", array.shape, pack(array.reshape(-1).astype(np.int64)))
-    little = array.astype(array.dtype.newbyteorder("<"))
-    return _Tensor(array.dtype.name, array.shape, little.tobytes())
-
-
-def _array(tensor: _Tensor) -> npt.NDArray[np.generic]:
-    if any(d < 0 for d in tensor.shape):
-        raise WireError(f"a tensor claims the shape {list(tensor.shape)}")
-    try:
-        flat: npt.NDArray[np.generic]
-        if tensor.dtype == "int":
-            flat = _int32(unpack(tensor.data))
-        elif tensor.dtype in ("float16", "float32"):
-            flat = np.frombuffer(tensor.data, np.dtype(tensor.dtype).newbyteorder("<")).astype(tensor.dtype)
-        else:
-            raise WireError(f"a tensor has the unknown dtype {tensor.dtype!r}")
-        return flat.reshape(tensor.shape)
-    except ValueError:
-        raise WireError(f"a tensor's bytes do not fill its shape {list(tensor.shape)}") from None
+def _rounded(value: object) -> object:
+    match value:
+        case float():
+            return round(value, 6)
+        case dict():
+            return {key: _rounded(inner) for key, inner in value.items()}
+        case list():
+            return [_rounded(inner) for inner in value]
+    return value
 
 
 def _batch(samples: SampleBatch) -> _Batch:
@@ -230,6 +248,8 @@ def _batch(samples: SampleBatch) -> _Batch:
         if isinstance(column, Ragged):
             cut = column.newest(feature.bound).compact()
             at = np.searchsorted(distinct[feature.vocabulary], cut.values)
+            if not feature.ordered:
+                at = _gaps(at, cut.starts, cut.lengths)
             parts: tuple[bytes, ...] = (pack(at), pack(cut.starts), pack(cut.lengths))
         elif feature.kind == "id":
             parts = (pack(np.searchsorted(distinct[feature.vocabulary], column)),)
@@ -242,7 +262,7 @@ def _batch(samples: SampleBatch) -> _Batch:
 
 
 def _samples(body: _Batch, schema: Schema) -> SampleBatch:
-    vocabularies = {name: _int32(unpack(data)) for name, data in body.vocabularies.items()}
+    vocabularies = {name: int32(unpack(data)) for name, data in body.vocabularies.items()}
     columns: dict[str, Column] = {}
     try:
         labels = np.frombuffer(body.labels, "<f4") if body.soft else unpack(body.labels)
@@ -256,13 +276,15 @@ def _samples(body: _Batch, schema: Schema) -> SampleBatch:
                 continue
             ids = vocabularies[feature.vocabulary]
             at = unpack(column.parts[0])
+            if column.kind == "ids" and not feature.ordered:
+                at = _positions(at, unpack(column.parts[1]), unpack(column.parts[2]))
             if len(at) and not (at.min() >= 0 and at.max() < len(ids)):
                 raise WireError(f"column {column.name!r} points outside its {len(ids)} ids")
             if column.kind == "id":
                 columns[column.name] = ids[at]
             else:
                 starts, lengths = unpack(column.parts[1]), unpack(column.parts[2])
-                columns[column.name] = Ragged(ids[at], _int32(starts), _int32(lengths))
+                columns[column.name] = Ragged(ids[at], int32(starts), int32(lengths))
         return SampleBatch(schema, columns, labels.astype(np.float32))
     except KeyError as missing:
         raise WireError(f"the frame speaks of {missing}, which the schema does not know") from None
@@ -272,7 +294,42 @@ def _samples(body: _Batch, schema: Schema) -> SampleBatch:
         raise WireError(f"the frame holds samples that cannot be: {error}") from None
 
 
-def _int32(values: npt.NDArray[np.int64]) -> Int32:
-    if len(values) and not (values.min() >= -(1 << 31) and values.max() < 1 << 31):
-        raise WireError("a column holds numbers beyond 32 bits")
-    return values.astype(np.int32)
+def _gaps(at: Int64, starts: Int32, lengths: Int32) -> Int64:
+    """Positions as the gaps between them. Between two borders of rows all orders mean the same, and ascending has the
+    smallest gaps; a stretch begins with its least position."""
+    stretch = _stretches(len(at), starts.astype(np.int64), lengths.astype(np.int64))
+    ascending = at[np.lexsort((at, stretch))].astype(np.int64)
+    gaps = np.diff(ascending, prepend=0) - 1
+    opens = np.diff(stretch, prepend=-1) > 0
+    gaps[opens] = ascending[opens]
+    return gaps
+
+
+def _positions(gaps: Int64, starts: Int64, lengths: Int64) -> Int64:
+    """What `_gaps` was given, each stretch ascending. Raises: WireError: a row points outside."""
+    if len(starts) != len(lengths):
+        raise WireError(f"a ragged column has {len(starts)} starts but {len(lengths)} lengths")
+    if len(starts) and not (
+        starts.min() >= 0
+        and lengths.min() >= 0
+        and max(starts.max(), lengths.max()) <= len(gaps)
+        and (starts + lengths).max() <= len(gaps)
+    ):
+        raise WireError(f"a ragged column points outside its {len(gaps)} values")
+    stretch = _stretches(len(gaps), starts, lengths)
+    opens = np.flatnonzero(np.diff(stretch, prepend=-1) > 0)
+    steps = gaps + 1
+    steps[opens] -= 1
+    sums = np.cumsum(steps)
+    before = np.concatenate((np.zeros(1, np.int64), sums))[opens]
+    found: Int64 = sums - np.repeat(before, np.diff(np.append(opens, len(gaps))))
+    return found
+
+
+def _stretches(count: int, starts: Int64, lengths: Int64) -> Int64:
+    """int64 [count]: which stretch each value lies in; a new one begins wherever a row begins or ends."""
+    borders = np.zeros(count + 1, np.int64)
+    borders[starts] = 1
+    borders[starts + lengths] = 1
+    borders[0] = 0
+    return np.cumsum(borders[:count])

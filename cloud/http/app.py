@@ -28,6 +28,7 @@ from device_runtime.wire import (
     MatchQuery,
     decode_contribution,
     decode_query,
+    decode_report,
     encode_answer,
 )
 
@@ -129,10 +130,11 @@ def create_app(services: Services) -> FastAPI:
         responses=_gives("", "", 400, 401, 403, 413, 503),
     )
     async def report(request: Request) -> Response:
-        """What a round did and cost. Sending it again counts once."""
+        """What a round did and cost, as JSON or as that in a frame. Sending it again counts once."""
         body = await auth.read_body(request, limits.max_report_bytes)
         asker = await to_thread.run_sync(auth.authenticate, request, body, services)
-        message = _message(body, RoundReport, "the report")
+        framed = request.headers.get("content-type") == FRAME
+        message = _message(decode_report(body) if framed else body, RoundReport, "the report")
         if not _ROUND.fullmatch(message.round) or not 0 <= message.bundle <= _MAX_VERSION:
             raise InputError("a report names its round in 1 to 64 visible ASCII characters, and a bundle version")
         await to_thread.run_sync(services.catalog.report, asker.device, message, services.clock())

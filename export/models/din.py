@@ -24,7 +24,9 @@ class DIN(Recommender):
 
     def __init__(self, catalogue: Catalogue, history: int = 50, embedding: int = 16, attention: int = 36) -> None:
         super().__init__()
-        self.schema = Schema((Feature("item", "id", "item"), Feature("history", "ids", "item", history)))
+        # attention is a sum over the history, in whatever order
+        past = Feature("history", "ids", "item", history, ordered=False)
+        self.schema = Schema((Feature("item", "id", "item"), past))
         self.item = nn.Embedding(catalogue.items, embedding)
         self.category = nn.Embedding(catalogue.categories, embedding)
         self.item_categories: Tensor

@@ -9,9 +9,12 @@ from device_runtime.samples import Feature, Ragged, SampleBatch, Schema
 
 SCHEMA = Schema((Feature("item", "id", "item"), Feature("history", "ids", "item", 7), Feature("price", "float", "", 2)))
 
+UNORDERED = Schema((SCHEMA["item"], Feature("history", "ids", "item", 7, ordered=False), SCHEMA["price"]))
+"""The same, for a model that does not look at the order within a history."""
+
 
 @st.composite
-def sample_batches(draw: st.DrawFn) -> SampleBatch:
+def sample_batches(draw: st.DrawFn, schema: Schema = SCHEMA) -> SampleBatch:
     size = draw(st.integers(0, 30))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     values = rng.integers(1, draw(st.sampled_from([3, 300, 2**31 - 1])), draw(st.integers(0, 60))).astype(np.int32)
@@ -23,7 +26,7 @@ def sample_batches(draw: st.DrawFn) -> SampleBatch:
         "history": Ragged(values, (ends - lengths).astype(np.int32), lengths.astype(np.int32)),
         "price": rng.normal(size=(size, 2)).astype(np.float32),
     }
-    return SampleBatch(SCHEMA, columns, labels.astype(np.float32))
+    return SampleBatch(schema, columns, labels.astype(np.float32))
 
 
 def assert_same(a: SampleBatch, b: SampleBatch) -> None:

@@ -22,10 +22,12 @@ from device_runtime.errors import InputError, Refused, StoreError, TrustError, U
 from device_runtime.history import read_history
 from device_runtime.home import DeviceHome
 from device_runtime.identity import Signer
+from device_runtime.messages import RoundReport, from_json
 from device_runtime.ranker import evaluate, rank
 from device_runtime.round import RoundOptions, run_round
 from device_runtime.store import Event
 from device_runtime.transport import Transport, TransportLimits
+from device_runtime.wire import decode_report, encode_report
 from tests.device_runtime.peers import CountingProxy
 
 IMPATIENT = TransportLimits(attempts=2, base_backoff_s=0.01, max_backoff_s=0.05, read_timeout_s=20)
@@ -95,7 +97,8 @@ def test_new_weights_serve_if_the_judge_says_so_and_else_do_not(phone, monkeypat
 def test_the_server_learns_counts_and_costs_only(phone):
     result = phone.round()
     [(device, report)] = phone.services.catalog.reports()
-    assert device == phone.home.store.setting("device") and report == result.report
+    assert device == phone.home.store.setting("device")
+    assert report == from_json(decode_report(encode_report(result.report)), RoundReport, "the report")
     words = msgspec.json.encode(report).decode()
     assert not any(f'"{event.item}"' in words for event in phone.home.store.events())
     assert result.filter is not None and sum(result.filter.kept) == report.kept

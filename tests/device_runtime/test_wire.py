@@ -1,14 +1,16 @@
+import msgspec
 import numpy as np
 import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device_runtime import wire
-from device_runtime.errors import WireError
+from device_runtime import arrays, framing, wire
+from device_runtime.errors import InputError, WireError
+from device_runtime.messages import PhaseOverhead, RoundReport, from_json, to_json
 from device_runtime.samples import Feature, Ragged, SampleBatch, Schema
-from device_runtime.wire import MatchAnswer, MatchQuery, Rows
-from tests.device_runtime.batches import SCHEMA, assert_same, sample_batches
+from device_runtime.wire import MatchAnswer, MatchQuery, Rows, WeightUpdate
+from tests.device_runtime.batches import SCHEMA, UNORDERED, assert_same, sample_batches
 
 
 @given(sample_batches())
@@ -36,13 +38,72 @@ def test_an_answer_comes_back_as_it_was(batch, shortfall):
         np.testing.assert_array_equal(answer.rows["item"].tensors[name], tensor)
 
 
-def test_a_query_comes_back_in_half_precision(rng):
+def test_a_query_comes_back_to_a_254th(rng):
     query = MatchQuery("abcd" * 4, rng.normal(size=(8, 64)).astype(np.float32), 400, np.array([1, 5], np.int32))
     data = wire.encode_query(query)
     found = wire.decode_query(data)
     assert (found.encoder, found.limit, found.held.tolist()) == (query.encoder, 400, [1, 5])
-    np.testing.assert_allclose(found.centroids, query.centroids, atol=2e-3)
-    assert len(data) < 1200
+    largest = np.abs(query.centroids).max(1, keepdims=True)
+    assert (np.abs(found.centroids - query.centroids) <= largest / 253).all()
+    assert len(data) < 640
+
+
+@given(sample_batches(UNORDERED))
+def test_where_order_means_nothing_rows_come_back_as_multisets(batch):
+    found = wire.decode_contribution(wire.encode_contribution(batch), UNORDERED)
+    assert len(found) == len(batch)
+    np.testing.assert_array_equal(found.columns["item"], batch.columns["item"])
+    cut = batch.columns["history"].newest(UNORDERED["history"].bound)
+    for i in range(len(batch)):
+        assert sorted(found.columns["history"].row(i)) == sorted(cut.row(i))
+
+
+def test_order_that_means_nothing_is_not_sent(rng):
+    columns = {
+        "item": np.ones(100, np.int32),
+        "history": Ragged(
+            rng.integers(1, 3000, 5000).astype(np.int32),
+            np.arange(0, 5000, 50, dtype=np.int32),
+            np.full(100, 50, np.int32),
+        ),
+    }
+    sizes = []
+    for ordered in (True, False):
+        history = Feature("history", "ids", "item", 50, ordered)
+        schema = Schema((Feature("item", "id", "item"), history))
+        sizes.append(len(wire.encode_contribution(SampleBatch(schema, columns, np.ones(100, np.float32)))))
+    assert sizes[1] < 0.7 * sizes[0]
+
+
+def test_a_report_comes_back_and_takes_few_bytes():
+    cost = {"cpu_user_s": 1 / 3, "cpu_system_s": 1 / 7, "wall_s": 2 / 3, "peak_mib": 61.123456789}
+    phases = [
+        PhaseOverhead(phase=name, peak_source="phase", bytes_stored=0, bytes_up=1234, bytes_down=56789, **cost)
+        for name in ("pull", "encode", "match", "filter", "tune", "judge", "activate")
+    ]
+    report = RoundReport(
+        round="0123456789abcdef", bundle=3, engine="onnx", outcome="kept", local=9, candidates=5, kept=1,
+        verdict=None, phases=phases,
+    )  # fmt: skip
+    data = wire.encode_report(report)
+    found = from_json(wire.decode_report(data), RoundReport, "it")
+    assert found.phases[0].cpu_user_s == 0.333333 and found.phases[0].bytes_down == 56789
+    assert msgspec.structs.replace(found, phases=phases) == report
+    assert len(data) < len(to_json(report)) / 3
+
+
+@given(st.integers(0, 40), st.integers(0, 9), st.integers(0, 2**32))
+def test_an_update_comes_back_to_a_254th_of_each_row(count, width, seed):
+    rng = np.random.default_rng(seed)
+    moved = Rows(np.arange(count, dtype=np.int32) * 7, {"item.weight": rng.normal(size=(count, width), scale=1e-4)})
+    update = WeightUpdate("b1", {"bias": rng.normal(size=5).astype(np.float32)}, {"item": moved})
+    found = wire.decode_update(wire.encode_update(update))
+    assert found.base == "b1"
+    np.testing.assert_array_equal(found.rows["item"].ids, moved.ids)
+    sent, came = moved.tensors["item.weight"], found.rows["item"].tensors["item.weight"]
+    assert came.dtype == np.float32 and came.shape == sent.shape
+    assert (np.abs(came - sent) <= np.abs(sent).max(1, keepdims=True, initial=0) / 253).all()
+    assert np.abs(found.dense["bias"] - update.dense["bias"]).max() <= np.abs(update.dense["bias"]).max() / 253
 
 
 def test_histories_of_one_contributor_are_sent_once(rng):
@@ -82,9 +143,9 @@ def test_a_flipped_bit_or_a_cut_is_noticed(batch, data):
             wire.decode_contribution(damaged, SCHEMA)
 
 
-def _sealed(body: bytes, kind: int = 3, version: int = wire.VERSION, flags: int = 0) -> bytes:
-    head = wire.MAGIC + bytes([kind, version, flags])
-    return head + wire._digest(head + body) + body
+def _sealed(body: bytes, kind: int = 3, version: int = framing.VERSION, flags: int = 0) -> bytes:
+    head = framing.MAGIC + bytes([kind, version, flags])
+    return head + framing.digest(head + body) + body
 
 
 @given(st.binary(max_size=200))
@@ -94,16 +155,23 @@ def test_a_well_sealed_frame_of_noise_is_refused(noise):
 
 
 def test_other_versions_kinds_and_bombs_are_refused_with_a_reason(rng):
-    with pytest.raises(WireError, match="version 9; this program reads version 1"):
+    with pytest.raises(WireError, match="version 9; this program reads version 2"):
         wire.decode_contribution(_sealed(b"", version=9), SCHEMA)
     with pytest.raises(WireError, match="kind 1 stands where kind 3"):
         wire.decode_contribution(_sealed(b"", kind=1), SCHEMA)
-    bomb = zstandard.ZstdCompressor().compress(bytes(wire.MAX_BODY + 1))
+    bomb = zstandard.ZstdCompressor().compress(bytes(framing.MAX_BODY + 1))
     with pytest.raises(WireError, match="at most"):
         wire.decode_contribution(_sealed(bomb, flags=1), SCHEMA)
     centroids = np.full((2, 4), np.nan, np.float32)
-    with pytest.raises(WireError, match="finite"):
-        wire.decode_query(wire.encode_query(MatchQuery("e", centroids, 5, np.zeros(0, np.int32))))
+    with pytest.raises(InputError, match="not finite"):
+        wire.encode_query(MatchQuery("e", centroids, 5, np.zeros(0, np.int32)))
+    for part in (
+        arrays.Scaled((2, 4), np.full(2, np.inf, "<f4").tobytes(), bytes(8)),
+        arrays.Scaled((2, 4), bytes(8), bytes(9)),
+        arrays.Scaled((-1, -4), b"", bytes(4)),
+    ):
+        with pytest.raises(WireError, match=r"finite|do not fill"):
+            wire.decode_query(wire._frame(1, wire._Query("e", part, 5, wire.pack(np.zeros(0, np.int32)))))
 
 
 def test_a_column_that_points_outside_its_ids_is_refused():
@@ -111,6 +179,11 @@ def test_a_column_that_points_outside_its_ids_is_refused():
     columns = [wire._Column("item", "id", (wire.pack(np.array([3])),))]
     with pytest.raises(WireError, match="outside its 1 ids"):
         wire._samples(wire._Batch(batch.vocabularies, columns, batch.labels, False), SCHEMA)
+    ragged = (wire.pack(np.array([0])), wire.pack(np.array([-(1 << 63)])), wire.pack(np.array([1 << 62])))
+    with pytest.raises(WireError, match="outside its 1 values"):
+        wire._samples(
+            wire._Batch(batch.vocabularies, [wire._Column("history", "ids", ragged)], batch.labels, False), UNORDERED
+        )
     columns = [wire._Column("colour", "id", (wire.pack(np.array([0])),))]
     with pytest.raises(WireError, match="does not know"):
         wire._samples(wire._Batch(batch.vocabularies, columns, batch.labels, False), SCHEMA)

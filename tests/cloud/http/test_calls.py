@@ -18,10 +18,11 @@ import zstandard
 from cloud.http import ServerLimits
 from cloud.http.logs import JsonLines
 from device_runtime.errors import StoreError
+from device_runtime.framing import MAX_BODY, digest
 from device_runtime.identity import answer_text, verify
 from device_runtime.messages import RoundReport, to_json
 from device_runtime.samples import Ragged, SampleBatch
-from device_runtime.wire import MAX_BODY, _digest, decode_answer, encode_contribution
+from device_runtime.wire import decode_answer, encode_contribution
 from tests.cloud.http.conftest import ENCODER, SCHEMA, START, WIDTH, query, some_samples
 
 FRAME = "application/vnd.coda.frame"
@@ -31,7 +32,7 @@ def frame(kind: int, body: object, payload: bytes | None = None) -> bytes:
     """A frame with a right checksum over a body that need not be right."""
     payload = msgspec.msgpack.encode(body) if payload is None else payload
     head = b"CoDA" + bytes([kind, 1, 1 if payload[:4] == zstandard.MAGIC_NUMBER.to_bytes(4, "little") else 0])
-    return head + _digest(head + payload) + payload
+    return head + digest(head + payload) + payload
 
 
 def report(**changes: object) -> bytes:

@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 
 from cloud.http import ServerLimits
+from device_runtime import wire
+from device_runtime.arrays import Scaled
 from device_runtime.counting import ByteCounter
 from device_runtime.errors import Refused, StoreError
 from device_runtime.identity import Signer, answer_text, device_id, verify
 from device_runtime.messages import Capability, Enrolment, RoundReport, to_json
+from device_runtime.packing import pack
 from device_runtime.transport import Transport, TransportLimits
-from device_runtime.wire import MatchQuery, decode_answer, encode_contribution, encode_query
+from device_runtime.wire import MatchQuery, decode_answer, encode_contribution, encode_query, encode_report
 
 FRAME = "application/vnd.coda.frame"
 PROBLEM = "application/problem+json"
@@ -186,7 +189,9 @@ def test_hostile_queries_are_refused_with_a_reason(device, running):
         (b"x" * 100_000, 413, "at most"),
     ]:
         problem(device.call("POST", "/v1/match", body, FRAME), status, words)
-    problem(device.match(services, centroids=np.full((2, width), np.nan, np.float32)), 400, "finite")
+    endless = Scaled((2, width), np.full(2, np.inf, "<f4").tobytes(), bytes(2 * width))
+    body = wire._frame(1, wire._Query(services.manifest.encoder, endless, 5, pack(np.zeros(0, np.int32))))
+    problem(device.call("POST", "/v1/match", body, FRAME), 400, "finite")
     problem(device.match(services, centroids=np.ones((2, 3), np.float32)), 400, "does not fit")
     problem(device.match(services, centroids=np.ones((500, width), np.float32)), 400, "does not fit")
     problem(device.match(services, encoder="0" * 16), 409, "pull bundle 2")
@@ -270,7 +275,9 @@ def test_a_report_is_stored_once(device, running):
     )
     for _ in range(2):
         assert device.call("POST", "/v1/reports", to_json(report)).status_code == 204
-    assert [(owner, kept.round) for owner, kept in running[1].catalog.reports()] == [(device.id, "r1")]
+    assert device.call("POST", "/v1/reports", encode_report(report), FRAME).status_code == 204
+    assert [(owner, kept) for owner, kept in running[1].catalog.reports()] == [(device.id, report)]
+    problem(device.call("POST", "/v1/reports", b"no frame", FRAME), 400, "not a CoDA frame")
     problem(device.call("POST", "/v1/reports", b'{"round": 5}'), 400, "Expected `str`")
     problem(device.call("POST", "/v1/reports", b"x" * 300_000), 413, "at most")
 
