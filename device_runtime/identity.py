@@ -6,6 +6,7 @@ and the body's hash. Both sides build the signed text with `request_text`.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import re
@@ -19,7 +20,7 @@ from nacl.signing import SigningKey, VerifyKey
 from device_runtime.errors import InputError, StoreError, TrustError
 
 SCHEME = "CoDA"
-_HEADER = re.compile(r"CoDA ([0-9a-f]{32}):(\d{1,12}):([0-9a-f]{16}):([0-9a-f]{128})")
+_HEADER = re.compile(r"CoDA ([0-9a-f]{32}):(\d{1,12}):([0-9a-f]{16}):([A-Za-z0-9_-]{86})")
 
 
 class Signer:
@@ -71,7 +72,10 @@ class Signer:
         """The value of the Authorization header for one request."""
         at = int(time.time() if now is None else now)
         nonce = secrets.token_hex(8)
-        return f"{SCHEME} {device}:{at}:{nonce}:{self.sign(request_text(method, path, at, nonce, body))}"
+        signature = self.sign(request_text(method, path, at, nonce, body))
+        # a third shorter than hex; three such headers a round
+        short = base64.urlsafe_b64encode(bytes.fromhex(signature)).rstrip(b"=").decode()
+        return f"{SCHEME} {device}:{at}:{nonce}:{short}"
 
 
 def key_id(public: str) -> str:
@@ -110,8 +114,8 @@ def answer_text(nonce: str, body: bytes) -> bytes:
 
 
 def parse_authorization(header: str) -> tuple[str, int, str, str]:
-    """(device, time, nonce, signature). Raises: TrustError: not of our form."""
+    """(device, time, nonce, signature in hex). Raises: TrustError: not of our form."""
     if not (match := _HEADER.fullmatch(header)):
         raise TrustError(f"the Authorization header is not of the form '{SCHEME} device:time:nonce:signature'")
     device, at, nonce, signature = match.groups()
-    return device, int(at), nonce, signature
+    return device, int(at), nonce, base64.urlsafe_b64decode(f"{signature}==").hex()

@@ -87,9 +87,19 @@ def test_a_report_comes_back_and_takes_few_bytes():
     )  # fmt: skip
     data = wire.encode_report(report)
     found = from_json(wire.decode_report(data), RoundReport, "it")
-    assert found.phases[0].cpu_user_s == 0.333333 and found.phases[0].bytes_down == 56789
+    assert found.phases[0].cpu_user_s == 0.3333 and found.phases[0].bytes_down == 56789
     assert msgspec.structs.replace(found, phases=phases) == report
     assert len(data) < len(to_json(report)) / 3
+    bare = msgspec.structs.replace(report, phases=[])
+    assert from_json(wire.decode_report(wire.encode_report(bare)), RoundReport, "it") == bare
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b"{}", b'{"phases": [1]}', b'{"phases": {"a": [1], "b": []}}', b"[" * 100_000, b'{"\xff": 1}']
+)
+def test_a_frame_without_a_report_is_refused(body):
+    with pytest.raises(WireError):
+        wire.decode_report(framing.seal(4, body))
 
 
 @given(st.integers(0, 40), st.integers(0, 9), st.integers(0, 2**32))
