@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA ?=
 
-.PHONY: setup demo test lint types contract check clean
+.PHONY: setup demo test lint types contract check pi clean
 
 setup: .venv/installed
 
@@ -29,6 +29,10 @@ types: setup
 
 contract: setup
 	$(BIN)/lint-imports
+
+# An emulated Raspberry Pi: the ground floor's tests and whole rounds, in instructions and bytes. Some minutes.
+pi: setup
+	$(BIN)/coda bench emulated-pi $(PI_ARGS)
 
 check: lint types contract test
 
