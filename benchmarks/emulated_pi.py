@@ -143,7 +143,7 @@ def _native(work: Path) -> Machine:
     source = _HERE / "icount.c"
     _do(["gcc", "-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-o", str(work / "libicount.so"), str(source)])
     words = (emulator, "-cpu", _CPU[platform.machine()], str(Path(sys.executable).resolve()))
-    paths = os.pathsep.join(path for path in sys.path if path)
+    paths = os.pathsep.join([str(_HERE.parents[1]), *(path for path in sys.path if path)])
     environment = {**_ENVIRONMENT, "PYTHONPATH": paths, "CODA_CACHE": str(cache_folder())}
     return Machine(words, _plugin(work), environment, work / "log")
 

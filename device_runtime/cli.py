@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "release": ("cloud.commands.release", "cloud", "publish bundles on a server"),
     "serve": ("cloud.commands.serve", "cloud", "run the matching server"),
     "evaluate": ("cloud.commands.evaluate", "cloud", "compare methods on a table of your own: accuracy and cost"),
+    "profile": ("cloud.commands.profile", "cloud", "measure rounds on a real device, over ssh or adb"),
     "bench": ("benchmarks.command", "cloud", "measure what CoDA costs on this machine"),
     "device": ("device_runtime.commands.device", "", "run rounds on this device, rank, and see what it holds"),
 }
