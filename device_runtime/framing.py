@@ -17,16 +17,16 @@ _ZSTD = 1
 _HEAD = len(MAGIC) + 3 + 8
 
 
-def seal(kind: int, plain: bytes) -> bytes:
-    """A frame around a body."""
-    squeezed = zstandard.ZstdCompressor(level=9, write_content_size=True).compress(plain)
+def seal(kind: int, plain: bytes, dictionary: bytes = b"") -> bytes:
+    """A frame around a body. dictionary: bytes that zstd may refer to; the reader must be given the same."""
+    squeezed = zstandard.ZstdCompressor(level=9, dict_data=_shared(dictionary), write_content_size=True).compress(plain)
     flags, payload = (_ZSTD, squeezed) if len(squeezed) < len(plain) else (0, plain)
     head = MAGIC + bytes([kind, VERSION, flags])
     return head + digest(head + payload) + payload
 
 
-def unseal(data: bytes, kind: int, most: int = MAX_BODY) -> bytes:
-    """The body of a frame of that kind; most: its bytes after decompression.
+def unseal(data: bytes, kind: int, most: int = MAX_BODY, dictionary: bytes = b"") -> bytes:
+    """The body of a frame of that kind; most: its bytes after decompression. dictionary: as given to `seal`.
 
     Raises:
         WireError: another kind or version, damaged, or too large.
@@ -46,7 +46,7 @@ def unseal(data: bytes, kind: int, most: int = MAX_BODY) -> bytes:
         size = zstandard.get_frame_parameters(payload).content_size
         if size > most:  # also where the size is not stated, which is 2**64 - 1
             raise WireError(f"the frame's body would take {size} bytes; at most {most} are allowed")
-        plain: bytes = zstandard.ZstdDecompressor().decompress(payload)
+        plain: bytes = zstandard.ZstdDecompressor(dict_data=_shared(dictionary)).decompress(payload)
     except zstandard.ZstdError as error:
         raise WireError(f"the frame's body does not decode: {error}") from None
     return plain
@@ -55,3 +55,9 @@ def unseal(data: bytes, kind: int, most: int = MAX_BODY) -> bytes:
 def digest(data: bytes) -> bytes:
     """BLAKE2b-64."""
     return hashlib.blake2b(data, digest_size=8).digest()
+
+
+def _shared(dictionary: bytes) -> zstandard.ZstdCompressionDict | None:
+    if not dictionary:
+        return None
+    return zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT)

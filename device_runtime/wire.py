@@ -25,6 +25,18 @@ from device_runtime.samples import Column, Float32, Int32, Int64, Ragged, Sample
 
 MAX_REPORT = 1 << 20
 """Bytes of a decompressed report, at most."""
+REPORT_DICTIONARY = (
+    b'"error":"","auc_before":null,"auc_after":null,"verdict":null,'
+    b'["pull","self-test","encode","match","filter","tune","judge","activate","contribute","clean"]executorch too few '
+    b"samples failed log loss did not fall (0. to 0.) log loss fell (0. to 0.) and AUC did not AUC fell (0. to 0.)"
+    b'{"round":"","bundle":1,"engine":"onnx","outcome":"kept","outcome":"activated","local":100,"candidates":500,'
+    b'"kept":100,"verdict":{"activate":false,"activate":true,"reason":"","samples":20,"loss_before":0.,"loss_after":0.,'
+    b'"auc_before":0.,"auc_after":0.},"phases":{"phase":["pull","encode","match","filter","tune","judge","activate",'
+    b'"clean"],"cpu_user_s":[0.0],"cpu_system_s":[0.0],"wall_s":[0.0],"peak_mib":[],"peak_source":["phase","phase",'
+    b'"phase","phase","phase","phase","phase","phase"],"bytes_stored":[0,0,0,0,0,0],"bytes_up":[0,0,0,0],'
+    b'"bytes_down":[0,0,0,0]},"error":""}'
+)
+"""What zstd may refer to in reports. Part of the format: it may change with its version only, messages at any time."""
 
 _QUERY, _ANSWER, _CONTRIBUTION, _REPORT, _UPDATE = 1, 2, 3, 4, 5
 
@@ -178,13 +190,13 @@ def encode_report(report: RoundReport) -> bytes:
     plain = msgspec.to_builtins(report)
     rows = plain["phases"]
     plain["phases"] = {name: [_rounded(row[name]) for row in rows] for name in (rows[0] if rows else {})}
-    return seal(_REPORT, to_json(plain))
+    return seal(_REPORT, to_json(plain), REPORT_DICTIONARY)
 
 
 def decode_report(data: bytes) -> bytes:
     """A report as plain JSON, still to be checked. Raises: WireError."""
     try:
-        plain = msgspec.json.decode(unseal(data, _REPORT, MAX_REPORT), type=dict[str, Any])
+        plain = msgspec.json.decode(unseal(data, _REPORT, MAX_REPORT, REPORT_DICTIONARY), type=dict[str, Any])
         columns = msgspec.convert(plain.get("phases"), dict[str, list[Any]])
         plain["phases"] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         return to_json(plain)
