@@ -31,7 +31,7 @@ is forwarded (ssh -R, adb reverse); any other must be reachable from the device.
 Over ssh, a virtual environment is made there and the wheel installed by pip. With --python, an interpreter that already
 has the dependencies is used instead and nothing is installed; over adb that is the only way.
 
-examples:
+example:
   coda profile --ssh pi@raspberrypi --server http://127.0.0.1:8470 --trust release.pub --history history.csv
   coda profile --adb 1A2B3C --python /data/local/tmp/python/bin/python3 --server … --trust … --history …
 """
