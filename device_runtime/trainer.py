@@ -117,7 +117,8 @@ def train(
     used = np.flatnonzero(weights > 0)
     if not len(used):
         raise InputError("there are no samples of weight above 0 to train on")
-    hyper = {"learning_rate": rate}
+    hyper: dict[str, Array] = {t.name: np.array(rate, t.dtype) for t in spec.of("hyper")}
+    bound = graph.bind(current)
     losses = []
     for epoch in range(epochs):
         total, mass = 0.0, 0.0
@@ -131,11 +132,13 @@ def train(
             stack[weight.name] = weights[at].astype(weight.dtype)
             for row, (_, count) in zip(stack[weight.name], part, strict=True):
                 row[count:] = 0
-            current, found = advance_all(graph, current, stack, hyper)
+            given = stack if spec.steps else {name: column[0] for name, column in stack.items()}
+            found = bound.step(given | hyper)["loss"].reshape(-1).astype(np.float32)
             if not np.isfinite(found).all():
                 raise _diverged(epoch, f"the loss became {found[~np.isfinite(found)][0]}", rate)
             share = stack[weight.name].sum(1, dtype=np.float64)
             total, mass = total + float(found @ share), mass + float(share.sum())
+        current = current | bound.values()
         if wrong := not_finite(current, spec):
             raise _diverged(epoch, f"{wrong!r} is not finite", rate)
         losses.append(total / mass)

@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Protocol
 
+from device_runtime.engines.binding import Binding
 from device_runtime.engines.spec import Array, Arrays, GraphSpec, TensorSpec
 from device_runtime.errors import EngineUnavailable, InputError
 
@@ -19,6 +20,7 @@ __all__ = [
     "ENGINES",
     "Array",
     "Arrays",
+    "Binding",
     "Engine",
     "Graph",
     "GraphSpec",
@@ -43,6 +45,15 @@ class Graph(Protocol):
         Raises:
             GraphInputError: a tensor does not fit the spec; nothing was run.
             EngineError: the engine failed while running.
+        """
+        ...
+
+    def bind(self, values: Arrays) -> Binding:
+        """The graph with weights that stay with the engine between steps, which is how to train: nothing is copied
+        but the batch. The arrays given are not written to.
+
+        Raises:
+            GraphInputError: a tensor is missing, does not fit, or is not finite.
         """
         ...
 

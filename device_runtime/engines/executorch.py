@@ -6,10 +6,12 @@ import ctypes
 import math
 import threading
 import weakref
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from device_runtime.engines.binding import Binding
 from device_runtime.engines.shim import VERSION, load_shim
 from device_runtime.engines.spec import Array, Arrays, GraphSpec, TensorSpec
 from device_runtime.errors import EngineError
@@ -35,36 +37,45 @@ class ExecuTorchGraph:
         self._close = weakref.finalize(self, library.coda_close, self._handle)
         self._compare(path)
         # plain ctypes arrays, made once: building them would cost more than most calls
-        taken, given = len(spec.inputs), len(spec.outputs)
-        self._data = (ctypes.c_void_p * taken)()
-        self._dtypes = (ctypes.c_int32 * taken)(*[_CODES[t.dtype] for t in spec.inputs])
-        self._ndims = (ctypes.c_int32 * taken)(*[len(t.shape) for t in spec.inputs])
-        self._dims = (ctypes.c_int32 * sum(len(t.shape) for t in spec.inputs))()
+        given = len(spec.outputs)
+        self._into = (ctypes.c_void_p * given)()
         self._out_dtypes = (ctypes.c_int32 * given)()
         self._out_ndims = (ctypes.c_int32 * given)()
         self._out_dims = (ctypes.c_int32 * (given * _MAX_DIMS))()
         self._out_data = (ctypes.c_void_p * given)()
+        self._inputs = _Inputs(spec)
 
     def __call__(self, inputs: Arrays) -> dict[str, Array]:
         self.spec.check(inputs)
         with self._lock:
-            held, at = [], 0  # contiguous copies must outlive the call
-            for i, tensor in enumerate(self.spec.inputs):
-                # not ascontiguousarray: it makes vectors of scalars
-                array = np.asarray(inputs[tensor.name], order="C")
-                held.append(array)
-                self._data[i] = array.ctypes.data
-                for size in array.shape:
-                    self._dims[at] = size
-                    at += 1
-            failed = self._library.coda_run(
-                *(self._handle, self._data, self._dtypes, self._ndims, self._dims),
-                *(self._out_dtypes, self._out_ndims, self._out_dims, self._out_data),
-                *(self._error, _ERROR_BYTES),
-            )
-            if failed:
-                raise EngineError(f"executorch failed while running the graph: {self._message()}")
-            return {tensor.name: self._output(i) for i, tensor in enumerate(self.spec.outputs)}
+            # contiguous copies must outlive the call; not ascontiguousarray: it makes vectors of scalars
+            held = [np.asarray(inputs[t.name], order="C") for t in self.spec.inputs]
+            self._inputs.point(held)
+            return self.run(self._inputs, self._into, range(len(self.spec.outputs)))
+
+    def bind(self, values: Arrays) -> ExecuTorchBinding:
+        return ExecuTorchBinding(self, values)
+
+    def locked(self) -> threading.Lock:
+        """To be held around `run`."""
+        return self._lock
+
+    def run(self, inputs: _Inputs, into: ctypes.Array[ctypes.c_void_p], wanted: Iterable[int]) -> dict[str, Array]:
+        """Run on inputs that are known to fit: the outputs of these numbers, as the caller's own arrays.
+
+        into: for each output, the address that it is copied to, or null.
+
+        Raises:
+            EngineError: the program failed; nothing was copied.
+        """
+        failed = self._library.coda_run(
+            *(self._handle, inputs.data, inputs.dtypes, inputs.ndims, inputs.dims, into),
+            *(self._out_dtypes, self._out_ndims, self._out_dims, self._out_data),
+            *(self._error, _ERROR_BYTES),
+        )
+        if failed:
+            raise EngineError(f"executorch failed while running the graph: {self._message()}")
+        return {self.spec.outputs[i].name: self._output(i) for i in wanted}
 
     def _output(self, i: int) -> Array:
         start = i * _MAX_DIMS
@@ -108,6 +119,46 @@ class ExecuTorchGraph:
             have == want if isinstance(d, int) else have >= want or want == math.inf
             for d, want, have in zip(tensor.shape, bounds, largest, strict=True)
         )
+
+
+class _Inputs:
+    """Addresses and sizes of a graph's inputs, as the shim takes them."""
+
+    def __init__(self, spec: GraphSpec) -> None:
+        count = len(spec.inputs)
+        self.data = (ctypes.c_void_p * count)()
+        self.dtypes = (ctypes.c_int32 * count)(*[_CODES[t.dtype] for t in spec.inputs])
+        self.ndims = (ctypes.c_int32 * count)(*[len(t.shape) for t in spec.inputs])
+        self.dims = (ctypes.c_int32 * sum(len(t.shape) for t in spec.inputs))()
+
+    def point(self, arrays: Sequence[Array]) -> None:
+        """arrays: C-contiguous, in the spec's order; the caller keeps them alive."""
+        self.data[:] = [array.ctypes.data for array in arrays]
+        self.dims[:] = [size for array in arrays for size in array.shape]
+
+
+class ExecuTorchBinding(Binding):
+    """The program reads the buffers where they lie; the shim copies what is carried back into them."""
+
+    def __init__(self, graph: ExecuTorchGraph, values: Arrays) -> None:
+        super().__init__(graph.spec, values)
+        self._graph = graph
+        self._inputs = _Inputs(self.spec)
+        self._inputs.point([self.buffers[t.name] for t in self.spec.inputs])
+        self._into = (ctypes.c_void_p * len(self.spec.outputs))()
+        self._results = []
+        for i, tensor in enumerate(self.spec.outputs):
+            if tensor.name in self.spec.carry:
+                self._into[i] = self.buffers[self.spec.carry[tensor.name]].ctypes.data
+            else:
+                self._results.append(i)
+
+    def _run(self) -> dict[str, Array]:
+        with self._graph.locked():
+            return self._graph.run(self._inputs, self._into, self._results)
+
+    def values(self) -> dict[str, Array]:
+        return {name: self.buffers[name].copy() for name in self.spec.carry.values()}
 
 
 class ExecuTorchEngine:

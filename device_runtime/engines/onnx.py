@@ -6,6 +6,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from device_runtime.engines.binding import Binding, shape
 from device_runtime.engines.spec import Array, Arrays, GraphSpec
 from device_runtime.errors import EngineError, EngineUnavailable
 
@@ -34,6 +37,50 @@ class OnnxGraph:
         except Exception as error:  # onnxruntime's errors share no base but this
             raise EngineError(f"onnxruntime failed while running the graph: {_short(error)}") from None
         return dict(zip(self._outputs, results, strict=True))
+
+    def bind(self, values: Arrays) -> OnnxBinding:
+        return OnnxBinding(self._session, self.spec, values)
+
+
+class OnnxBinding(Binding):
+    """Two sets of buffers for what is carried: each step reads one and writes the other."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, spec: GraphSpec, values: Arrays) -> None:
+        super().__init__(spec, values)
+        import onnxruntime
+
+        self._session = session
+        self._sets: list[tuple[onnxruntime.IOBinding, dict[str, Array]]] = []
+        here = {name: self.buffers[name] for name in spec.carry.values()}
+        there = {name: np.empty_like(array) for name, array in here.items()}
+        self._results = {
+            t.name: np.zeros(shape(t, self.sizes), t.dtype) for t in spec.outputs if t.name not in spec.carry
+        }
+        wrap = onnxruntime.OrtValue.ortvalue_from_numpy  # on the CPU it takes the array's own memory
+        fixed = {n: wrap(a) for n, a in self.buffers.items() if n not in here}
+        results = {n: wrap(a) for n, a in self._results.items()}
+        moving = [{n: wrap(a) for n, a in arrays.items()} for arrays in (here, there)]
+        for read, written, arrays in ((0, 1, there), (1, 0, here)):
+            io = session.io_binding()
+            for name, value in {**fixed, **moving[read]}.items():
+                io.bind_ortvalue_input(name, value)
+            for t in spec.outputs:
+                carried = spec.carry.get(t.name)
+                io.bind_ortvalue_output(t.name, results[t.name] if carried is None else moving[written][carried])
+            self._sets.append((io, arrays))
+        self._now, self._turn = here, 0
+
+    def _run(self) -> dict[str, Array]:
+        io, written = self._sets[self._turn]
+        try:
+            self._session.run_with_iobinding(io)
+        except Exception as error:  # onnxruntime's errors share no base but this
+            raise EngineError(f"onnxruntime failed while running the graph: {_short(error)}") from None
+        self._now, self._turn = written, 1 - self._turn
+        return {name: array.copy() for name, array in self._results.items()}
+
+    def values(self) -> dict[str, Array]:
+        return {name: array.copy() for name, array in self._now.items()}
 
 
 class OnnxEngine:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from device_runtime.engines.binding import Binding
 from device_runtime.engines.spec import Array, Arrays, GraphSpec
 from device_runtime.errors import EngineError, EngineUnavailable
 
@@ -22,6 +23,10 @@ class ReferenceGraph:
 
     def __call__(self, inputs: Arrays) -> dict[str, Array]:
         self.spec.check(inputs)
+        return self.evaluate(inputs)
+
+    def evaluate(self, inputs: Arrays) -> dict[str, Array]:
+        """Run without looking at the inputs. Raises: EngineError."""
         try:
             with np.errstate(all="ignore"):  # engines give inf and nan silently; so does this one
                 results = self._evaluator.run(self._outputs, dict(inputs))
@@ -29,6 +34,24 @@ class ReferenceGraph:
             raise EngineError(f"the reference evaluator failed while running the graph: {error}") from None
         # copies: some operators return views of what they are given
         return {t.name: np.array(result, t.dtype) for t, result in zip(self.spec.outputs, results, strict=True)}
+
+    def bind(self, values: Arrays) -> ReferenceBinding:
+        return ReferenceBinding(self, values)
+
+
+class ReferenceBinding(Binding):
+    def __init__(self, graph: ReferenceGraph, values: Arrays) -> None:
+        super().__init__(graph.spec, values)
+        self._graph = graph
+
+    def _run(self) -> dict[str, Array]:
+        results = self._graph.evaluate(self.buffers)
+        for given, taken in self.spec.carry.items():
+            self.buffers[taken] = results.pop(given)
+        return results
+
+    def values(self) -> dict[str, Array]:
+        return {name: self.buffers[name].copy() for name in self.spec.carry.values()}
 
 
 class ReferenceEngine:

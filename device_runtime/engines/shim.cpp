@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 
 #include <cstdio>
+#include <cstring>
 #include <memory>
 #include <string>
 #include <vector>
@@ -158,10 +159,11 @@ int32_t coda_declared(void* handle, int32_t output, int32_t index, int32_t* dtyp
 
 // Runs once. Inputs are C-contiguous, `dims` holds all their sizes one after the other. For each output the dtype,
 // number of dimensions, sizes (16 places each) and address of its data are filled in; the data stay valid until the
-// next call with this handle. Returns 0, or -1 with a sentence in `error`.
+// next call with this handle. An output whose place in `into` is not null is copied there as well, after all has gone
+// well; it must have room. Returns 0, or -1 with a sentence in `error`.
 int32_t coda_run(void* handle, void* const* data, const int32_t* dtypes, const int32_t* ndims, const int32_t* dims,
-                 int32_t* out_dtypes, int32_t* out_ndims, int32_t* out_dims, const void** out_data, char* error,
-                 size_t capacity) {
+                 void* const* into, int32_t* out_dtypes, int32_t* out_ndims, int32_t* out_dims, const void** out_data,
+                 char* error, size_t capacity) {
   auto* graph = static_cast<Graph*>(handle);
   auto& method = *graph->method;
   complaints.clear();
@@ -196,6 +198,9 @@ int32_t coda_run(void* handle, void* const* data, const int32_t* dtypes, const i
     out_ndims[i] = static_cast<int32_t>(tensor.dim());
     for (ssize_t d = 0; d < tensor.dim(); ++d) out_dims[i * kMaxDims + d] = static_cast<int32_t>(tensor.size(d));
     out_data[i] = tensor.const_data_ptr();
+  }
+  for (size_t i = 0; i < method.outputs_size(); ++i) {
+    if (into[i] != nullptr) std::memcpy(into[i], out_data[i], method.get_output(i).toTensor().nbytes());
   }
   return 0;
 }

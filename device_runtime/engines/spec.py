@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -79,16 +79,29 @@ class GraphSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
         Raises:
             GraphInputError: names the tensor, what was expected and what was given. Also for a feature that points
-                outside the rows given for its table.
+                outside the rows given for its table, and for a batch or setting that is not finite.
         """
-        names = {t.name for t in self.inputs}
+        self.check_names(given, self.inputs)
+        self.check_tensors(given, self.inputs)
+        rows = self.rows(given)
+        for tensor in self.of("feature", "label", "weight", "hyper"):
+            self.check_values(tensor, given[tensor.name], rows)
+
+    def check_names(self, given: Arrays, tensors: Sequence[TensorSpec]) -> None:
+        """Refuse anything but exactly these tensors. Raises: GraphInputError."""
+        names = {t.name for t in tensors}
         if missing := sorted(names - set(given)):
             raise GraphInputError(f"missing tensors: {', '.join(missing)}")
         if extra := sorted(set(given) - names):
             raise GraphInputError(f"tensors that the graph does not take: {', '.join(extra)}")
+
+    def check_tensors(self, given: Arrays, tensors: Sequence[TensorSpec]) -> dict[str, int]:
+        """Refuse dtypes and shapes that do not fit; the sizes of the dimensions that vary. Raises: GraphInputError."""
         sizes: dict[str, int] = {}
-        for tensor in self.inputs:
-            array = given[tensor.name]
+        for tensor in tensors:
+            array = given.get(tensor.name)
+            if array is None:
+                raise GraphInputError(f"missing tensors: {tensor.name}")
             if array.dtype != np.dtype(tensor.dtype):
                 raise GraphInputError(f"tensor {tensor.name!r}: expected {tensor.dtype}, given {array.dtype}")
             if not self._fits(tensor, array.shape, sizes):
@@ -96,22 +109,33 @@ class GraphSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                     f"tensor {tensor.name!r}: expected shape {list(tensor.shape)}"
                     f"{self._legend(tensor, sizes)}, given {list(array.shape)}"
                 )
-        self._check_indices(given)
+        return sizes
 
-    def _check_indices(self, given: Arrays) -> None:
-        """Not every engine looks where an index points."""
-        rows = {t.table: given[t.name].shape[0] for t in self.of("param", "attribute") if t.table}
-        for tensor in self.of("feature"):
-            if tensor.table not in rows:
-                continue
-            ids = given[tensor.name]
-            # one pass: seen as unsigned, a negative id is a huge one
-            if ids.dtype.kind == "i" and ids.size and int(ids.view(f"u{ids.itemsize}").max()) >= rows[tensor.table]:
-                outside = [i for i in ids.ravel().tolist() if not 0 <= i < rows[tensor.table]]
-                raise GraphInputError(
-                    f"tensor {tensor.name!r}: expected rows of {tensor.table!r} from 0 to {rows[tensor.table] - 1}, "
-                    f"given {outside[0]}"
-                )
+    def rows(self, given: Arrays) -> dict[str, int]:
+        """Vocabulary -> how many rows of it are given."""
+        return {t.table: given[t.name].shape[0] for t in self.of("param", "attribute") if t.table}
+
+    def check_values(self, tensor: TensorSpec, array: Array, rows: Mapping[str, int]) -> None:
+        """Refuse an id outside its table, which not every engine looks at, and a number that is not finite, which
+        would end up in every weight. Raises: GraphInputError."""
+        if array.dtype.kind == "f":
+            self.check_finite(tensor, array)
+            return
+        if tensor.table not in rows or array.dtype.kind != "i" or not array.size:
+            return
+        # one pass: seen as unsigned, a negative id is a huge one
+        if int(array.view(f"u{array.itemsize}").max()) >= rows[tensor.table]:
+            outside = next(i for i in array.ravel().tolist() if not 0 <= i < rows[tensor.table])
+            raise GraphInputError(
+                f"tensor {tensor.name!r}: expected rows of {tensor.table!r} from 0 to {rows[tensor.table] - 1}, "
+                f"given {outside}"
+            )
+
+    def check_finite(self, tensor: TensorSpec, array: Array) -> None:
+        """Raises: GraphInputError: names the tensor and the first number that is nan or inf."""
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            wrong = array[~np.isfinite(array)].flat[0]
+            raise GraphInputError(f"tensor {tensor.name!r}: expected finite numbers, given {wrong}")
 
     def _fits(self, tensor: TensorSpec, shape: tuple[int, ...], sizes: dict[str, int]) -> bool:
         if len(shape) != len(tensor.shape):
