@@ -50,16 +50,16 @@ class DIN(Recommender):
     def _rows(self) -> Tensor:
         """[rows, 2 * embedding]: every item at hand, once, instead of once per place in a history."""
         categories = self.item_categories
-        present = (categories != 0).to(self.item.weight.dtype)
-        share = present / present.sum(-1, keepdim=True).clamp(min=1)
-        pooled = (gather(self.category.weight, categories) * share.unsqueeze(-1)).sum(1)
+        count = (categories != 0).to(self.item.weight.dtype).sum(-1, keepdim=True).clamp(min=1)
+        # padding is masked in the small table, not in every item's four places: fewer numbers, and no gradient either
+        known = (torch.arange(self.category.weight.shape[0]) != 0).to(self.item.weight.dtype).unsqueeze(-1)
+        pooled = gather(self.category.weight * known, categories).sum(1) / count
         return torch.cat([self.item.weight, pooled], -1)
 
     def _look_up(self, item: Tensor, history: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        ids = torch.cat([item.unsqueeze(1), history], 1)
-        # split, not slices: its backward is one concatenation, theirs are zero tables that get added up
-        target, past = torch.split_with_sizes(gather(self._rows(), ids), [1, history.shape[1]], 1)
-        return target.squeeze(1), past, (history != 0).to(past.dtype)
+        """(target [B, d], past [B, H, d], present [B, H]). Two gathers: taking one result apart costs more."""
+        rows = self._rows()
+        return gather(rows, item), gather(rows, history), (history != 0).to(rows.dtype)
 
     def forward(self, item: Tensor, history: Tensor) -> Tensor:  # type: ignore[override]
         target, past, present = self._look_up(item, history)
