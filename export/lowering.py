@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import warnings
@@ -16,6 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from device_runtime.errors import EngineError
 from export.graphs import GraphPlan, without_unused
+from export.rewrites import for_xnnpack, simplify
 
 ONNX_OPSET = 20
 _KEEP_FOLDED = 64
@@ -48,7 +50,7 @@ def trace(plan: GraphPlan) -> Traced:
             )
             examples = tuple(plan.examples[t.name] for t in plan.spec.inputs)
             program = torch.export.export(module, examples, dynamic_shapes=(*shapes,), strict=False)
-            return Traced(plan, program.run_decompositions())
+            return Traced(plan, simplify(program.run_decompositions()))
     except Exception as error:
         raise EngineError(f"graph {plan.name!r} cannot be traced: {_first_line(error)}") from error
 
@@ -87,17 +89,22 @@ def to_onnx(traced: Traced) -> bytes:
 
 
 def to_executorch(traced: Traced) -> bytes:
-    """A `.pte` over portable core-ATen kernels.
+    """A `.pte`: XNNPACK where it has the operators and sizes are fixed, core-ATen kernels for the rest.
 
     Raises:
         EngineError: an operator has no ExecuTorch kernel.
     """
     try:
         with _quiet():
-            from executorch.exir import EdgeCompileConfig, to_edge
+            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+            from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
-            # the validity check refuses index_put with accumulation, for which the portable library has a kernel
-            edge = to_edge(traced.program, compile_config=EdgeCompileConfig(_check_ir_validity=False))
+            edge = to_edge_transform_and_lower(
+                for_xnnpack(copy.deepcopy(traced.program)),
+                partitioner=[XnnpackPartitioner()],
+                # the validity check refuses index_put with accumulation, for which the portable library has a kernel
+                compile_config=EdgeCompileConfig(_check_ir_validity=False),
+            )
             return bytes(edge.to_executorch().buffer)
     except Exception as error:
         raise EngineError(

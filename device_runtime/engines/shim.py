@@ -27,8 +27,13 @@ VERSION = "1.5.1"
 """Of the wheel that the shim's source is written against; C++ has no stable ABI between versions."""
 
 SOURCE = Path(__file__).with_name("shim.cpp")
-LIBRARIES = ("libexecutorch.so", "libexecutorch_threadpool.so", "libexecutorch_kernels_optimized.so")
-"""In the order in which they must be loaded. The kernels register themselves."""
+LIBRARIES = (
+    "libexecutorch.so",
+    "libexecutorch_threadpool.so",
+    "libexecutorch_kernels_optimized.so",
+    "libexecutorch_backend_xnnpack.so",
+)
+"""In the order in which they must be loaded. The kernels and XNNPACK register themselves."""
 
 FLAGS = (
     *("-std=c++17", "-O2", "-fPIC", "-shared", "-w"),

@@ -1,0 +1,90 @@
+"""Rewrites: they make graphs smaller, and what they compute stays the same on every input."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+
+import pytest
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from export.rewrites import for_xnnpack, simplify
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # torch's own
+
+
+def program(function, *given: Tensor) -> ExportedProgram:
+    class Module(torch.nn.Module):
+        def forward(self, *tensors: Tensor) -> Tensor:
+            return function(*tensors)
+
+    return torch.export.export(Module(), given).run_decompositions()
+
+
+def operators(exported: ExportedProgram) -> Counter[str]:
+    return Counter(
+        str(node.target).removeprefix("aten.").split(".")[0]
+        for node in exported.graph.nodes
+        if node.op == "call_function"
+    )
+
+
+X = torch.linspace(-3, 3, 8 * 5 * 32).reshape(8, 5, 32)
+SCALAR = torch.tensor(0.3)
+CASES = {
+    "two transposes": (lambda x: x.permute(1, 0, 2).permute(1, 0, 2) * 2, (X,), {"permute": 0}),
+    "two permutes": (lambda x: x.permute(1, 0, 2).permute(2, 0, 1) * 2, (X,), {"permute": 1}),
+    "a dropped dimension": (lambda x: x.sum(1, keepdim=True).view(8, 32) * 2, (X,), {"view": 0, "sum": 1}),
+    "the same twice": (lambda x: (x * x).exp() + (x * x).exp(), (X,), {"exp": 1, "mul": 1}),
+    "two scales": (lambda x, s, t: (s * (x.exp() * t)) + (s * (x.sin() * t)), (X, SCALAR, SCALAR + 1), {"mul": 3}),
+    "a scale and a quotient": (lambda x, s, t: (s * (x.exp() / t)) - 1, (X, SCALAR, SCALAR + 1), {"div": 1, "mul": 1}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_simpler_and_the_same(name: str) -> None:
+    function, given, expected = CASES[name]
+    found = simplify(program(function, *given))
+    torch.testing.assert_close(found.module()(*given), function(*given))
+    assert {op: operators(found)[op] for op in expected} == expected
+
+
+def test_a_scale_that_others_read_stays() -> None:
+    def function(x: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        scaled = x * t
+        return s * scaled + 0, scaled + 1
+
+    given = (X, SCALAR, SCALAR + 1)
+    found = simplify(program(function, *given))
+    torch.testing.assert_close(found.module()(*given), function(*given))
+    assert operators(found)["mul"] == 2
+
+
+XNNPACK = {
+    "a rectifier's slope": (lambda x: (x > 0).to(x.dtype) + 0, (X,), ("gt", "_to_copy")),
+    "a layer": (lambda x, w, b: torch.addmm(b, x[0], w) + 0, (X, torch.randn(32, 7), torch.randn(7)), ("addmm", "mm")),
+    "a sum over the first": (lambda x: x.sum(0) + 0, (X,), ("sum",)),
+    "a sum over the middle": (lambda x: x.sum(1, keepdim=True) + 0, (X,), ("sum",)),
+    "a sum over the last": (lambda x: x.sum(-1) + 0, (X,), ("sum",)),
+    "a sum over all": (lambda x: x.sum() + 0, (X,), ("sum",)),
+    "a new dimension": (lambda x: x.unsqueeze(1).sin().squeeze(1) + 0, (X,), ("unsqueeze", "squeeze")),
+}
+
+
+@pytest.mark.parametrize("name", XNNPACK)
+def test_nothing_is_left_that_xnnpack_lacks(name: str) -> None:
+    function, given, gone = XNNPACK[name]
+    before = program(function, *given)
+    found = for_xnnpack(copy.deepcopy(before))
+    torch.testing.assert_close(found.module()(*given), function(*given), rtol=1e-4, atol=1e-4)
+    assert not set(gone) & set(operators(found))
+    assert set(gone) & set(operators(before))
+
+
+@pytest.mark.parametrize("x", [0.0, -0.0, 1.2e-38, -1.2e-38, 3e38, -3e38, float("inf"), float("-inf")])
+def test_the_slope_is_exact_at_the_edges(x: float) -> None:
+    given = torch.tensor([x])
+    found = for_xnnpack(program(lambda t: (t > 0).to(t.dtype) + 0, given))
+    assert found.module()(given).item() == float(x > 0)
