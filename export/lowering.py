@@ -39,7 +39,7 @@ def trace(plan: GraphPlan) -> Traced:
         EngineError: the function cannot be traced; names the graph and PyTorch's reason.
     """
     try:
-        with _quiet():
+        with quiet():
             module, used = _make_fx(plan)
             if len(used) < len(plan.spec.inputs):
                 plan = without_unused(plan, used)
@@ -63,7 +63,7 @@ def to_onnx(traced: Traced) -> bytes:
     """
     spec = traced.plan.spec
     try:
-        with _quiet():
+        with quiet():
             import onnxscript.optimizer
 
             exported = torch.onnx.export(
@@ -95,7 +95,7 @@ def to_executorch(traced: Traced) -> bytes:
         EngineError: an operator has no ExecuTorch kernel.
     """
     try:
-        with _quiet():
+        with quiet():
             from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
             from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
@@ -134,7 +134,7 @@ def _make_fx(plan: GraphPlan) -> tuple[torch.fx.GraphModule, set[str]]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Exporters print and warn about things that are not the caller's to mend; failures still raise."""
     logging.disable(logging.WARNING)
     try:
