@@ -12,7 +12,6 @@ from collections.abc import Mapping
 import numpy as np
 
 from device_runtime.engines.spec import Array, Arrays, GraphSpec, TensorSpec
-from device_runtime.errors import GraphInputError
 
 
 class Binding(ABC):
@@ -36,17 +35,25 @@ class Binding(ABC):
         sizes = spec.check_tensors({t.name: values[t.name] for t in kept if t.name in values}, kept)
         for tensor in kept:
             spec.check_finite(tensor, values[tensor.name])
-        self.sizes = sizes
+        self._fixed = sizes
         self._rows = spec.rows(values)
         self.buffers: dict[str, Array] = {t.name: np.array(values[t.name], t.dtype, order="C") for t in kept}
+        symbols = {d for t in self._batch.values() for d in t.shape if isinstance(d, str)}
+        self._resize({d: spec.bounds[d][0] for d in symbols} | sizes)
+
+    def _resize(self, sizes: dict[str, int]) -> None:
+        """Make room for batches of these sizes."""
+        self.sizes = sizes
         for tensor in self._batch.values():
             self.buffers[tensor.name] = np.zeros(shape(tensor, sizes), tensor.dtype)
-        self._expected = {n: (b.dtype, b.shape) for n, b in self.buffers.items() if n in self._batch}
+        self._expected = {n: (self.buffers[n].dtype, self.buffers[n].shape) for n in self._batch}
+        self._bind()
 
     def step(self, batch: Arrays) -> dict[str, Array]:
         """Run once: the outputs that are not carried (the loss), as the caller's own arrays.
 
-        batch: features, label, sample weights and scalars, as the spec says.
+        batch: features, label, sample weights and scalars, as the spec says. A dimension of theirs that may vary is
+        cheapest where it stays the same from step to step.
 
         Raises:
             GraphInputError: a tensor of the batch does not fit; nothing was run.
@@ -54,18 +61,20 @@ class Binding(ABC):
         """
         if batch.keys() != self._expected.keys():
             self.spec.check_names(batch, tuple(self._batch.values()))
+        sizes = self.sizes
+        if any((a.dtype, a.shape) != self._expected[n] for n, a in batch.items()):
+            sizes = self.spec.check_tensors(batch, tuple(self._batch.values()), self._fixed)
         for name, array in batch.items():
-            if (array.dtype, array.shape) != self._expected[name]:
-                expected = self._expected[name]
-                raise GraphInputError(
-                    f"tensor {name!r}: expected {expected[0]} {list(expected[1])}, "
-                    f"given {array.dtype} {list(array.shape)}"
-                )
-            tensor = self._batch[name]
-            self.spec.check_values(tensor, array, self._rows)
+            self.spec.check_values(self._batch[name], array, self._rows)
+        if sizes is not self.sizes:
+            self._resize(sizes)
         for name, array in batch.items():
             np.copyto(self.buffers[name], array)
         return self._run()
+
+    @abstractmethod
+    def _bind(self) -> None:
+        """Point the engine at the buffers: at first, and whenever those of the batch are others."""
 
     @abstractmethod
     def values(self) -> dict[str, Array]:

@@ -141,17 +141,17 @@ class ExecuTorchBinding(Binding):
     """The program reads the buffers where they lie; the shim copies what is carried back into them."""
 
     def __init__(self, graph: ExecuTorchGraph, values: Arrays) -> None:
-        super().__init__(graph.spec, values)
         self._graph = graph
-        self._inputs = _Inputs(self.spec)
+        self._inputs = _Inputs(graph.spec)
+        self._into = (ctypes.c_void_p * len(graph.spec.outputs))()
+        self._results = [i for i, t in enumerate(graph.spec.outputs) if t.name not in graph.spec.carry]
+        super().__init__(graph.spec, values)
+
+    def _bind(self) -> None:
         self._inputs.point([self.buffers[t.name] for t in self.spec.inputs])
-        self._into = (ctypes.c_void_p * len(self.spec.outputs))()
-        self._results = []
         for i, tensor in enumerate(self.spec.outputs):
             if tensor.name in self.spec.carry:
                 self._into[i] = self.buffers[self.spec.carry[tensor.name]].ctypes.data
-            else:
-                self._results.append(i)
 
     def _run(self) -> dict[str, Array]:
         with self._graph.locked():

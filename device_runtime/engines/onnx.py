@@ -46,41 +46,44 @@ class OnnxBinding(Binding):
     """Two sets of buffers for what is carried: each step reads one and writes the other."""
 
     def __init__(self, session: onnxruntime.InferenceSession, spec: GraphSpec, values: Arrays) -> None:
+        self._session = session
+        self._halves: tuple[dict[str, Array], dict[str, Array]] = ({}, {})
+        self._turn = 0
         super().__init__(spec, values)
+
+    def _bind(self) -> None:
         import onnxruntime
 
-        self._session = session
-        self._sets: list[tuple[onnxruntime.IOBinding, dict[str, Array]]] = []
-        here = {name: self.buffers[name] for name in spec.carry.values()}
-        there = {name: np.empty_like(array) for name, array in here.items()}
+        spec, wrap = self.spec, onnxruntime.OrtValue.ortvalue_from_numpy  # on the CPU it takes the array's own memory
+        if not self._halves[0]:
+            here = {name: self.buffers[name] for name in spec.carry.values()}
+            self._halves = (here, {name: np.empty_like(array) for name, array in here.items()})
         self._results = {
             t.name: np.zeros(shape(t, self.sizes), t.dtype) for t in spec.outputs if t.name not in spec.carry
         }
-        wrap = onnxruntime.OrtValue.ortvalue_from_numpy  # on the CPU it takes the array's own memory
-        fixed = {n: wrap(a) for n, a in self.buffers.items() if n not in here}
+        fixed = {n: wrap(a) for n, a in self.buffers.items() if n not in self._halves[0]}
         results = {n: wrap(a) for n, a in self._results.items()}
-        moving = [{n: wrap(a) for n, a in arrays.items()} for arrays in (here, there)]
-        for read, written, arrays in ((0, 1, there), (1, 0, here)):
-            io = session.io_binding()
+        moving = [{n: wrap(a) for n, a in half.items()} for half in self._halves]
+        self._bindings = []
+        for read, written in ((0, 1), (1, 0)):
+            io = self._session.io_binding()
             for name, value in {**fixed, **moving[read]}.items():
                 io.bind_ortvalue_input(name, value)
             for t in spec.outputs:
                 carried = spec.carry.get(t.name)
                 io.bind_ortvalue_output(t.name, results[t.name] if carried is None else moving[written][carried])
-            self._sets.append((io, arrays))
-        self._now, self._turn = here, 0
+            self._bindings.append(io)
 
     def _run(self) -> dict[str, Array]:
-        io, written = self._sets[self._turn]
         try:
-            self._session.run_with_iobinding(io)
+            self._session.run_with_iobinding(self._bindings[self._turn])
         except Exception as error:  # onnxruntime's errors share no base but this
             raise EngineError(f"onnxruntime failed while running the graph: {_short(error)}") from None
-        self._now, self._turn = written, 1 - self._turn
+        self._turn = 1 - self._turn
         return {name: array.copy() for name, array in self._results.items()}
 
     def values(self) -> dict[str, Array]:
-        return {name: array.copy() for name, array in self._now.items()}
+        return {name: array.copy() for name, array in self._halves[self._turn].items()}
 
 
 class OnnxEngine:

@@ -41,8 +41,11 @@ class ReferenceGraph:
 
 class ReferenceBinding(Binding):
     def __init__(self, graph: ReferenceGraph, values: Arrays) -> None:
-        super().__init__(graph.spec, values)
         self._graph = graph
+        super().__init__(graph.spec, values)
+
+    def _bind(self) -> None:
+        """Nothing to do: each run is given the buffers."""
 
     def _run(self) -> dict[str, Array]:
         results = self._graph.evaluate(self.buffers)

@@ -95,9 +95,12 @@ class GraphSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if extra := sorted(set(given) - names):
             raise GraphInputError(f"tensors that the graph does not take: {', '.join(extra)}")
 
-    def check_tensors(self, given: Arrays, tensors: Sequence[TensorSpec]) -> dict[str, int]:
-        """Refuse dtypes and shapes that do not fit; the sizes of the dimensions that vary. Raises: GraphInputError."""
-        sizes: dict[str, int] = {}
+    def check_tensors(
+        self, given: Arrays, tensors: Sequence[TensorSpec], known: Mapping[str, int] | None = None
+    ) -> dict[str, int]:
+        """Refuse dtypes and shapes that do not fit; the sizes of the dimensions that vary, those known among them.
+        Raises: GraphInputError."""
+        sizes = dict(known or {})
         for tensor in tensors:
             array = given.get(tensor.name)
             if array is None:
