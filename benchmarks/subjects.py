@@ -11,7 +11,8 @@ from export.graphs import EXAMPLE_ROWS, GraphPlan, classifier_plans, logits_of, 
 from export.models import create
 from export.models.base import Catalogue, Recommender
 from export.models.classifier import SampleClassifier
-from export.package import ADAM_EPSILON, CLIP
+from export.package import CLIP
+from export.training import EPSILON
 from export.step import SGD, Adam, Step
 
 CATEGORIES, WIDTH, RATE = 20, 32, 0.05
@@ -37,7 +38,7 @@ class Subject:
     def torch_optimizer(self) -> torch.optim.Optimizer:
         if isinstance(self.step.optimizer, SGD):
             return torch.optim.SGD(self.module.parameters(), lr=RATE)
-        return torch.optim.AdamW(self.module.parameters(), lr=RATE, eps=ADAM_EPSILON, weight_decay=0.0)
+        return torch.optim.AdamW(self.module.parameters(), lr=RATE, eps=EPSILON, weight_decay=0.0)
 
     @property
     def takes_history(self) -> bool:
@@ -54,7 +55,7 @@ def subject(name: str, history: int) -> Subject:
     module: nn.Module
     if name == "classifier":
         classifier = SampleClassifier(WIDTH)
-        module, optimizer, clip = classifier, Adam(epsilon=ADAM_EPSILON), 0.0
+        module, optimizer, clip = classifier, Adam(epsilon=EPSILON), 0.0
         step = Step(logits_of(module), tuple(n for n, _ in module.named_parameters()), optimizer, clip)
         return Subject(module, step, classifier_plans(classifier, step)[-1])
     categories = torch.randint(1, CATEGORIES, (EXAMPLE_ROWS, 4))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from device_runtime.errors import Yielded
 
 if TYPE_CHECKING:
-    from device_runtime.engines import Array, Arrays, Engine, Graph, GraphSpec
+    from device_runtime.engines import Array, Arrays, Bound, Engine, Graph, GraphSpec
 
 Pulse = Callable[[], None]
 """Called between steps. May wait; raises `Yielded` to have the round put aside."""
@@ -29,6 +29,21 @@ class _AskingGraph:
     def __call__(self, inputs: Arrays) -> dict[str, Array]:
         self._pulse()
         return self._graph(inputs)
+
+    def bind(self, values: Arrays) -> Bound:
+        return _AskingBound(self._graph.bind(values), self._pulse)
+
+
+class _AskingBound:
+    def __init__(self, bound: Bound, pulse: Pulse) -> None:
+        self._bound, self._pulse = bound, pulse
+
+    def step(self, batch: Arrays) -> dict[str, Array]:
+        self._pulse()
+        return self._bound.step(batch)
+
+    def values(self) -> dict[str, Array]:
+        return self._bound.values()
 
 
 class AskingEngine:

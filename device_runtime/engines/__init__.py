@@ -12,7 +12,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Protocol
 
-from device_runtime.engines.binding import Binding
 from device_runtime.engines.spec import Array, Arrays, GraphSpec, TensorSpec
 from device_runtime.errors import EngineUnavailable, InputError
 
@@ -20,7 +19,7 @@ __all__ = [
     "ENGINES",
     "Array",
     "Arrays",
-    "Binding",
+    "Bound",
     "Engine",
     "Graph",
     "GraphSpec",
@@ -32,6 +31,18 @@ __all__ = [
 
 ENGINES = ("onnx", "executorch", "reference")
 """By preference: the first that a bundle has graphs for and that works here is used."""
+
+
+class Bound(Protocol):
+    """A graph with its weights and optimizer state: see `binding.Binding`, which says what is raised."""
+
+    def step(self, batch: Arrays) -> dict[str, Array]:
+        """Run once on a batch: the outputs that are not carried."""
+        ...
+
+    def values(self) -> dict[str, Array]:
+        """Copies of the carried tensors as they are now."""
+        ...
 
 
 class Graph(Protocol):
@@ -48,7 +59,7 @@ class Graph(Protocol):
         """
         ...
 
-    def bind(self, values: Arrays) -> Binding:
+    def bind(self, values: Arrays) -> Bound:
         """The graph with weights that stay with the engine between steps, which is how to train: nothing is copied
         but the batch. The arrays given are not written to.
 
