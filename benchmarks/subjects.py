@@ -12,8 +12,8 @@ from export.models import create
 from export.models.base import Catalogue, Recommender
 from export.models.classifier import SampleClassifier
 from export.package import CLIP
-from export.training import EPSILON
 from export.step import SGD, Adam, Step
+from export.training import EPSILON
 
 CATEGORIES, WIDTH, RATE = 20, 32, 0.05
 
