@@ -56,11 +56,11 @@ def code_digest(files: Sequence[Path]) -> str:
 
 
 def _marks(samples: SampleBatch) -> npt.NDArray[np.uint64]:
-    """uint64 [n]: hashes of item, label and history."""
-    history = samples.columns["history"]
+    """uint64 [n]: hashes of item, label and history; without its order, where the wire does not keep that."""
+    history, feature = samples.columns["history"], samples.schema["history"]
     assert isinstance(history, Ragged)
-    item = np.asarray(samples.columns["item"])
-    dense = np.column_stack([item, samples.labels >= 0.5, history.dense(samples.schema["history"].bound)])
+    item, past = np.asarray(samples.columns["item"]), history.dense(feature.bound)
+    dense = np.column_stack([item, samples.labels >= 0.5, past if feature.ordered else np.sort(past, 1)])
     factors = np.random.default_rng(0).integers(1, 1 << 63, dense.shape[1], dtype=np.uint64) | np.uint64(1)
     marks: npt.NDArray[np.uint64] = (dense.astype(np.uint64) * factors).sum(1, dtype=np.uint64)
     return marks
