@@ -114,7 +114,8 @@ def test_failures_are_followed_by_growing_pauses_and_a_yield_is_none(setting):
 
 
 def test_sigterm_ends_it_cleanly_and_an_idle_one_is_small(setting):
-    setting.finished()
+    with Store(setting.home / "coda.db") as store:
+        store.set(agent_not_before=str(time.time() + 3600))
     words = ["device", "agent", "--home", str(setting.home), "--look-every", "0.05"]
     with subprocess.Popen(
         [sys.executable, "-m", "device_runtime", *words], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
