@@ -106,9 +106,8 @@ def _prepare(folder: Path, engines: Sequence[Engine], progress: Progress) -> Pre
     settings = TrainSettings(epochs=1, history=HISTORY, threads=1)
     trained = train(others.take(others.events.contributor < few), folder / "model", settings)
     with ServerHome(folder / "server") as home:
-        state = trained.state
         build(
-            Source("bench", state.settings.model, trained.model, state.keys, state.positive_at, {}, RoundSettings()),
+            Source.of(trained, RoundSettings()),
             folder / "bundle",
             version=1,
             signer=Signer.create(folder / "release.key"),

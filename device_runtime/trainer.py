@@ -41,19 +41,10 @@ def initial_state(spec: GraphSpec, values: Arrays) -> dict[str, Array]:
 
 
 def advance(graph: Graph, values: Arrays, batch: Arrays, hyper: Mapping[str, float]) -> tuple[dict[str, Array], float]:
-    """One step: (values with those updated that the graph carries, loss). See `advance_all`."""
-    moved, losses = advance_all(graph, values, {name: column[None] for name, column in batch.items()}, hyper)
-    return moved, float(losses[0])
+    """One step: (values with those updated that the graph carries, loss).
 
-
-def advance_all(
-    graph: Graph, values: Arrays, stack: Arrays, hyper: Mapping[str, float]
-) -> tuple[dict[str, Array], Float32]:
-    """Steps over a stack of batches, in one call where the graph takes several: (values with those updated that the
-    graph carries, losses float32 [steps]).
-
-    values: may hold more than the graph takes; what it does not take is passed on. stack: features, labels and sample
-    weights, each [steps, B, ...]. hyper: scalars by name.
+    values: may hold more than the graph takes; what it does not take is passed on. batch: features, labels and sample
+    weights, each [B, ...]. hyper: scalars by name.
 
     Raises:
         GraphInputError: a tensor does not fit.
@@ -61,15 +52,10 @@ def advance_all(
     """
     spec = graph.spec
     settings = {t.name: np.array(hyper[t.name], t.dtype) for t in spec.of("hyper") if t.name in hyper}
-    count = max((len(column) for column in stack.values()), default=0)
-    at_once = spec.steps or 1
-    current, losses = dict(values), []
-    for start in range(0, count, at_once):
-        part = {n: c[start : start + at_once] if spec.steps else c[start] for n, c in stack.items()}
-        results = graph(_taken(spec, current) | settings | part)
-        current |= {taken: results[given] for given, taken in spec.carry.items()}
-        losses.append(results["loss"].reshape(-1).astype(np.float32))
-    return current, np.concatenate(losses)
+    given = {name: column[None] for name, column in batch.items()} if spec.steps else dict(batch)
+    results = graph(_taken(spec, values) | settings | given)
+    moved = {taken: results[given] for given, taken in spec.carry.items()}
+    return {**values, **moved}, float(results["loss"].reshape(()))
 
 
 def batches(count: int, size: int, rng: np.random.Generator | None = None) -> Iterator[tuple[Int64, int]]:

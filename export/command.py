@@ -81,17 +81,7 @@ class Command:
         from export.package import Source, build
 
         trained = load(args.model)
-        state = trained.state
-        source = Source(
-            name=state.dataset,
-            model_name=state.settings.model,
-            model=trained.model,
-            keys=state.keys,
-            positive_at=state.positive_at,
-            metrics=trained.metrics,
-            settings=settings,
-            training=training,
-        )
+        source = Source.of(trained, settings, training)
         manifest = build(
             source,
             args.out,

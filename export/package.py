@@ -33,6 +33,7 @@ from device_runtime.identity import Signer, check_public_key, key_id
 from device_runtime.messages import BundleRef, to_json
 from device_runtime.tables import Shard, shard_of
 from export.audit import audited
+from export.checkpoint import Trained
 from export.graphs import GraphPlan, classifier_plans, logits_of, recommender_plans
 from export.lowering import to_executorch, to_onnx
 from export.models.base import Recommender
@@ -45,7 +46,7 @@ from export.training import EPSILON, prepare
 SHARD_ITEMS = 1024
 """Items in a shard, about: the anonymity set of a device that asks for one."""
 STEPS_IN_A_CALL = {"step": 16, "classifier_step": 64}
-"""Training steps that a call takes at most, where the engine has a loop of its own (ADR 0005). A device that is to give
+"""Training steps that a call takes at most, where the engine has a loop of its own (ADR 0006). A device that is to give
 way does so between calls, so that the recommender's steps, which take longer, are fewer."""
 CLIP = Training().clip
 """Global norm at which fine-tuning clips unless the bundle's declaration says otherwise."""
@@ -65,6 +66,21 @@ class Source:
     metrics: Mapping[str, float]
     settings: RoundSettings
     training: Training = field(default_factory=Training)
+
+    @classmethod
+    def of(cls, trained: Trained, settings: RoundSettings, training: Training | None = None) -> Source:
+        """What `coda train` made."""
+        state = trained.state
+        return cls(
+            state.dataset,
+            state.settings.model,
+            trained.model,
+            state.keys,
+            state.positive_at,
+            trained.metrics,
+            settings,
+            training or Training(),
+        )
 
 
 def build(

@@ -103,8 +103,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
     trained = train(others, folder / "model", TrainSettings(epochs=2, history=8))
     signer = Signer.create(folder / "release.key")
     with ServerHome(folder / "server") as home:
-        state = trained.state
-        source = Source("tastes", "DIN", trained.model, state.keys, None, trained.metrics, RoundSettings(candidates=60))
+        source = Source.of(trained, RoundSettings(candidates=60))
         build(
             source,
             folder / "bundle",

@@ -132,18 +132,10 @@ class Demo:
         return train(parts.cloud, self.options.work / "model", settings, progress)
 
     def _export(self, trained: Trained, engines: list[Engine], home: ServerHome) -> Manifest:
-        state, done = trained.state, iter(range(1, 100))
+        done = iter(range(1, 100))
         steps = 5 * len(engines) + 1
         build(
-            Source(
-                state.dataset,
-                state.settings.model,
-                trained.model,
-                state.keys,
-                state.positive_at,
-                trained.metrics,
-                RoundSettings(),
-            ),
+            Source.of(trained, RoundSettings()),
             self.options.work / "bundle",
             version=1,
             signer=Signer.open_or_create(self.options.work / "release.key"),

@@ -54,21 +54,9 @@ def _training(show: Show) -> Callable[[int, int, float], None]:
 
 def _export(trained: Trained, place: Place, show: Show) -> None:
     shutil.rmtree(place.bundle, ignore_errors=True)
-    signer, stages, state = (
-        Signer.open_or_create(place.bundle.parent / "release.key"),
-        iter(range(1, 100)),
-        trained.state,
-    )
+    signer, stages = Signer.open_or_create(place.bundle.parent / "release.key"), iter(range(1, 100))
     build(
-        Source(
-            state.dataset,
-            state.settings.model,
-            trained.model,
-            state.keys,
-            state.positive_at,
-            trained.metrics,
-            RoundSettings(),
-        ),
+        Source.of(trained, RoundSettings()),
         place.bundle,
         version=1,
         signer=signer,

@@ -25,6 +25,7 @@ class GRU(HistoryModel):
     over s > t, taken as a sum of logarithms, all of which are negative, so nothing overflows.
     """
 
+    ordered: ClassVar[bool] = True
     head: ClassVar[tuple[str, ...]] = ("tower.out",)
 
     def __init__(self, catalogue: Catalogue, history: int = 50, embedding: int = 16) -> None:

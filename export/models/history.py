@@ -16,13 +16,16 @@ class HistoryModel(Recommender):
     """An item is its embedding beside the mean of its categories' embeddings: [2 * embedding].
 
     No user id: the pool is anonymous, and a device must be able to start from nothing. A person is the history.
+    ordered: whether the model looks at the order of the history; where it does not, the wire need not keep it.
     """
 
+    ordered: ClassVar[bool] = False
     sliced: ClassVar[Mapping[str, str]] = {"item.weight": "item", "item_categories": "item"}
 
     def __init__(self, catalogue: Catalogue, history: int, embedding: int) -> None:
         super().__init__()
-        self.schema = Schema((Feature("item", "id", "item"), Feature("history", "ids", "item", history)))
+        past = Feature("history", "ids", "item", history, ordered=self.ordered)
+        self.schema = Schema((Feature("item", "id", "item"), past))
         self.item = table(catalogue.items, embedding)
         self.category = table(catalogue.categories, embedding)
         self.item_categories: Tensor
@@ -32,17 +35,15 @@ class HistoryModel(Recommender):
     def rows(self) -> Tensor:
         """[rows, 2 * embedding]: every item at hand, once, instead of once per place in a history."""
         categories = self.item_categories
-        present = (categories != 0).to(self.item.weight.dtype)
-        share = present / present.sum(-1, keepdim=True).clamp(min=1)
-        pooled = (gather(self.category.weight, categories) * share.unsqueeze(-1)).sum(1)
+        count = (categories != 0).to(self.item.weight.dtype).sum(-1, keepdim=True).clamp(min=1)
+        # padding is masked in the small table, not in every item's four places: fewer numbers, and no gradient either
+        known = (torch.arange(self.category.weight.shape[0]) != 0).to(self.item.weight.dtype).unsqueeze(-1)
+        pooled = gather(self.category.weight * known, categories).sum(1) / count
         return torch.cat([self.item.weight, pooled], -1)
 
     def look_up(self, rows: Tensor, item: Tensor, history: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of rows [R, d]: the items' [B, d], the histories' [B, H, d], and which places of these are filled [B, H]."""
-        ids = torch.cat([item.unsqueeze(1), history], 1)
-        # split, not slices: its backward is one concatenation, theirs are zero tables that get added up
-        target, past = torch.split_with_sizes(gather(rows, ids), [1, history.shape[1]], 1)
-        return target.squeeze(1), past, (history != 0).to(past.dtype)
+        return gather(rows, item), gather(rows, history), (history != 0).to(rows.dtype)
 
     def encode(self, item: Tensor, history: Tensor) -> Tensor:  # type: ignore[override]
         """The mean of the history, and the item, each of the same length: both have a say in what is near."""

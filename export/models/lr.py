@@ -26,7 +26,8 @@ class LR(Recommender):
 
     def __init__(self, catalogue: Catalogue, history: int = 50, code: int = 16) -> None:
         super().__init__()
-        self.schema = Schema((Feature("item", "id", "item"), Feature("history", "ids", "item", history)))
+        past = Feature("history", "ids", "item", history, ordered=False)
+        self.schema = Schema((Feature("item", "id", "item"), past))
         self.item = table(catalogue.items, 2, std=0.0)
         self.category = table(catalogue.categories, 1, std=0.0)
         self.affinity = nn.Parameter(torch.zeros(1))
@@ -39,10 +40,8 @@ class LR(Recommender):
 
     def _look_up(self, columns: list[Tensor], item: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of the columns side by side: the items' [B, d], and their mean over the histories [B, d]."""
-        ids = torch.cat([item.unsqueeze(1), history], 1)
-        rows = gather(torch.cat(columns, -1), ids)
-        target, past = torch.split_with_sizes(rows, [1, history.shape[1]], 1)
-        return target.squeeze(1), mean(past, (history != 0).to(past.dtype))
+        rows = torch.cat(columns, -1)
+        return gather(rows, item), mean(gather(rows, history), (history != 0).to(rows.dtype))
 
     def forward(self, item: Tensor, history: Tensor) -> Tensor:  # type: ignore[override]
         present = (self.item_categories != 0).to(self.code.dtype)

@@ -40,6 +40,7 @@ class SASRec(HistoryModel):
     inner product, for ranking all items at once; here one impression is judged, by the same network as in the others.
     """
 
+    ordered: ClassVar[bool] = True
     head: ClassVar[tuple[str, ...]] = ("tower.out",)
 
     def __init__(self, catalogue: Catalogue, history: int = 50, embedding: int = 16, blocks: int = 2) -> None:
