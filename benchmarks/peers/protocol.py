@@ -10,6 +10,9 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
+NO_DEPS = ("executorch",)
+"""What a device installs with `pip --no-deps`: its requirements are for export."""
+
 
 def serve(start: Callable[[], Callable[[], float]], packages: list[str]) -> None:
     """Prepare, take a first step, then as many as each line of standard input says.
@@ -41,7 +44,7 @@ def peak_mib() -> float:
 
 
 def installed_mib(packages: list[str]) -> float:
-    """Size on disk of these packages and all that they require, without optional extras."""
+    """Size on disk of these packages and what they require, without extras; of `NO_DEPS` only their own."""
     seen: set[str] = set()
     total, waiting = 0, list(packages)
     while waiting:
@@ -55,7 +58,7 @@ def installed_mib(packages: list[str]) -> float:
             continue  # required on another platform only
         paths = (Path(str(found.locate_file(file))) for file in found.files or [])
         total += sum(path.stat().st_size for path in paths if path.is_file())
-        needed = [r for r in found.requires or [] if "extra ==" not in r]
+        needed = [r for r in found.requires or [] if "extra ==" not in r and name not in NO_DEPS]
         waiting += [re.split(r"[\s<>=!~;\[(]", r, maxsplit=1)[0] for r in needed]
     return total / (1 << 20)
 

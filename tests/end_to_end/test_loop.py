@@ -202,6 +202,8 @@ def test_the_device_runtime_alone_is_enough(published, server, tmp_path):
     listed = subprocess.run([python, "-m", "pip", "list", "--format=json"], check=True, capture_output=True, text=True)
     names = {package["name"].lower() for package in json.loads(listed.stdout)}
     assert not names & {"torch", "executorch", "faiss-cpu", "fastapi", "sqlalchemy", "pyarrow"}
+    size = sum(path.lstat().st_blocks * 512 for path in (tmp_path / "venv").rglob("*"))
+    assert size <= 200 << 20, f"the environment takes {size >> 20} MiB on disk"
     fresh = Machine(tmp_path / "machine", str(python))
     home = fresh.folder / "device"
     row = fresh.result("device", "run", "--home", home, "--server", server, "--trust", published.trust,
