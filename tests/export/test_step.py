@@ -28,12 +28,12 @@ def test_a_step_moves_every_parameter_as_pytorch_does(small_din, rng, ours, thei
     buffers = dict(model.named_buffers())
     step = Step(logits_of(model), names, ours, clip)
     state = step.initial_state(params)
-    optimizer = theirs(model.parameters(), 0.1)
+    optimizer, rate = theirs(model.parameters(), 0.1), torch.tensor(0.1, dtype=torch.float64)
     for _ in range(3):
         features = {n: torch.from_numpy(v) for n, v in random_features(rng, 16).items()}
         label = torch.from_numpy(rng.random(16))
         weight = torch.from_numpy(rng.random(16).round())
-        params, state, loss = step({**params, **buffers}, state, features, label, weight, torch.tensor(0.1).double())
+        params, state, loss = step({**params, **buffers}, state, features, label, weight, rate)
         optimizer.zero_grad()
         expected = nn.functional.binary_cross_entropy_with_logits(model(**features), label, weight, reduction="sum")
         expected = expected / weight.sum()
@@ -43,7 +43,7 @@ def test_a_step_moves_every_parameter_as_pytorch_does(small_din, rng, ours, thei
         optimizer.step()
         torch.testing.assert_close(loss, expected.detach())
         for name, parameter in model.named_parameters():
-            torch.testing.assert_close(params[name], parameter.detach(), atol=1e-7, rtol=1e-6)
+            torch.testing.assert_close(params[name], parameter.detach(), atol=1e-10, rtol=1e-9)
 
 
 def test_only_the_parameters_that_are_named_move(small_din, rng):
