@@ -20,7 +20,8 @@ from nacl.signing import SigningKey, VerifyKey
 from device_runtime.errors import InputError, StoreError, TrustError
 
 SCHEME = "CoDA"
-_HEADER = re.compile(r"CoDA ([0-9a-f]{32}):(\d{1,12}):([0-9a-f]{16}):([A-Za-z0-9_-]{86})")
+_HEADER = re.compile(r"CoDA ([0-9a-f]{32}):(\d{1,12}):([0-9a-f]{16}):([A-Za-z0-9_-]{85}[AQgw])")
+"""64 bytes leave four bits of the last character unused: they are zero, so that a signature has one text only."""
 
 
 class Signer:

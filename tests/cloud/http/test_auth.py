@@ -51,8 +51,9 @@ def test_a_malformed_authorization_is_refused(peer, header):
 def test_a_signature_holds_for_its_body_path_and_method_only(peer):
     body = query()
     good = peer.signature("POST", "/v1/match", body)
-    bad = good[:-1] + ("0" if good[-1] != "0" else "1")
-    peer.send("POST", "/v1/match", body, Authorization=bad).problem(401)
+    whole = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    for last in whole.replace(good[-1], ""):  # among them fifteen that a lenient decoder reads as the same bytes
+        peer.send("POST", "/v1/match", body, Authorization=good[:-1] + last).problem(401)
     peer.send("POST", "/v1/match", query(limit=11), Authorization=good).problem(401)
     peer.send("POST", "/v1/contributions", body, Authorization=good).problem(401)
     peer.send("GET", "/v1/bundle", Authorization=good).problem(401)
