@@ -4,11 +4,16 @@ Each engine trains in a fresh process of its own; the processes take turns, some
 machine is busy for all of them. ms_per_step is the median of all steps after the first turn, cpu_ms_per_step the median
 over the turns of the CPU time (a busy machine does not blur it), ratio_to_eager PyTorch eager's time divided by this
 one's, above 1 where this one is faster, ratio_cpu the same by CPU time. peak_mib is the process's, install_mib what its
-packages take on disk, graph_bytes the step graph after zstd, first_step_ms from before the engine is imported to the
-first loss.
+packages take on disk, graph_bytes the step graph after zstd (of a peer what it ships instead; ExecuTorch's training
+extension has the weights in it), first_step_ms from before the engine is imported to the first loss.
 
-onnxruntime-training 1.19.2 needs an environment of its own: benchmarks/peers/ort_training.sh FOLDER, then
---ort-training FOLDER. A peer that cannot run is listed with the reason.
+All do the same work, and that is checked before anything is timed: after five steps each worker's loss and weights are
+compared with PyTorch eager's. off_by is the largest difference, relative to how far the tensor moved (off_in). Who is
+further off than 1e-3, or has another loss by 1e-4, is not timed and listed with the reason.
+
+Peers with other packages live in environments of their own: benchmarks/peers/ort_training.sh FOLDER, then
+--ort-training FOLDER; benchmarks/peers/mnn.sh FOLDER, then --mnn FOLDER. A peer that does not run is listed with the
+reason and with what makes it run.
 """
 
 from __future__ import annotations
@@ -16,11 +21,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +39,7 @@ from safetensors.numpy import save_file
 from benchmarks import result
 from benchmarks.engines_plot import plot
 from benchmarks.floor import floor
+from benchmarks.peers import prepare
 from benchmarks.subjects import Subject, subject
 from device_runtime.bundle import write_atomically
 from device_runtime.engines import open_engine
@@ -42,12 +49,10 @@ from export.lowering import to_executorch, to_onnx, trace
 from export.parity import Oracle, check
 
 DESCRIPTION = __doc__ or ""
-PEERS = Path(__file__).parent / "peers"
 EAGER = "pytorch-eager"
-NOT_RUN = {
-    "executorch-training": "no worker yet; its Python binding needs torch, and it knows SGD only",
-    "mnn": "no worker yet; in an earlier trial the 3.6.1 wheel's optimizer returned False and moved no weight",
-}
+CHECKED_STEPS = 5
+LOSS_WITHIN, WEIGHTS_WITHIN = 1e-4, 1e-3
+"""Of PyTorch eager's loss (absolute) and weights (as a share of how far the tensor moved)."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +64,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ort-training", type=Path, metavar="FOLDER", help="what benchmarks/peers/ort_training.sh made"
     )
+    parser.add_argument("--mnn", type=Path, metavar="FOLDER", help="what benchmarks/peers/mnn.sh made")
     parser.add_argument("--compile", action="store_true", help="torch.compile as well: needs a compiler and a minute")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write the ratios as an SVG picture")
 
@@ -69,6 +75,8 @@ class Worker:
 
     engine: str
     process: subprocess.Popen[str]
+    off_by: float = 0.0
+    off_in: str = ""
     ms: list[float] = field(default_factory=list)
     cpu_ms: list[float] = field(default_factory=list)
     first: Mapping[str, Any] = field(default_factory=dict)
@@ -83,8 +91,7 @@ class Worker:
             self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if not answer:
-            told = self.process.stderr.read().strip().splitlines() or ["it said nothing"]
-            raise InputError(f"{self.engine} does not run here: {told[-1][:200]}")
+            raise InputError(f"{self.engine} does not run here: {prepare.last_line(self.process.stderr.read())}")
         found: Mapping[str, Any] = json.loads(answer)
         return found
 
@@ -112,10 +119,11 @@ def run(args: argparse.Namespace) -> int:
             if not chosen.takes_history and history != histories[0]:
                 continue
             with tempfile.TemporaryDirectory(prefix="coda-bench-") as folder:
-                sizes, missing = _prepare(chosen, Path(folder), args.ort_training)
+                sizes, missing = _prepare(chosen, Path(folder), args)
                 for count in threads:
                     commands = _commands(name, history, count, Path(folder), args, missing)
-                    rows += _race(commands, missing, turns, steps, sizes, (name, history, count, chosen.takes_history))
+                    work = (name, history, count, chosen.takes_history)
+                    rows += _race(commands, missing, turns, steps, sizes, work, chosen, Path(folder))
                 limit = floor((Path(folder) / "step.onnx").read_bytes(), _inputs(chosen))
                 floors[f"{name} {history}" if chosen.takes_history else name] = asdict(limit)
     columns = {
@@ -126,8 +134,10 @@ def run(args: argparse.Namespace) -> int:
         "ms_per_step": ".3f",
         "cpu_ms_per_step": ".3f",
     }
-    columns |= {"ratio_to_eager": ".2f", "ratio_cpu": ".2f", "peak_mib": ".1f", "install_mib": ".0f"}
+    columns |= {"ratio_to_eager": ".2f", "ratio_cpu": ".2f", "peak_mib": ".1f", "install_mib": ".0f", "off_by": ".0e"}
     print(result.table(rows, columns | {"graph_bytes": "d", "first_step_ms": ".0f", "reason": ""}))
+    for engine, reason in {str(r["engine"]): r["reason"] for r in rows if r["reason"]}.items():
+        print(f"NOT RUN: {engine}: {reason}", file=sys.stderr)
     for what, limit_of in floors.items():
         _tell(what, limit_of, rows)
     result.write(args.json, "bench engines", started, rows, floors=floors)
@@ -151,80 +161,61 @@ def _inputs(chosen: Subject) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[n
     return {name: value.numpy() for name, value in chosen.plan.examples.items()}
 
 
-def _prepare(chosen: Subject, folder: Path, ort_training: Path | None) -> tuple[dict[str, int], dict[str, str]]:
+def _prepare(chosen: Subject, folder: Path, args: argparse.Namespace) -> tuple[dict[str, int], dict[str, str]]:
     """Write graphs and inputs: (engine -> bytes of its graph after zstd, peer -> why it cannot run)."""
     import msgspec
 
     traced = trace(chosen.plan)
-    sizes, missing = {}, dict(NOT_RUN)
+    sizes = {}
     for name, lower in (("onnx", to_onnx), ("executorch", to_executorch)):
         path = folder / f"step.{name}"
         path.write_bytes(lower(traced))
         check(traced.plan, Oracle(chosen.module, chosen.step), open_engine(name), path)
-        sizes[name] = len(zstandard.compress(path.read_bytes(), 19))
+        sizes[name] = _zstd_bytes(path)
     (folder / "spec.json").write_bytes(msgspec.json.encode(traced.plan.spec))
     inputs = {n: a for n, a in _inputs(chosen).items() if n in {t.name for t in traced.plan.spec.inputs}}
     save_file({n: np.ascontiguousarray(a).reshape(a.shape) for n, a in inputs.items()}, folder / "inputs")
-    if ort_training is None:
-        missing["onnxruntime-training"] = "no --ort-training FOLDER; benchmarks/peers/ort_training.sh makes one"
-    elif reason := _prepare_ort_training(chosen, folder, ort_training):
-        missing["onnxruntime-training"] = reason
-    return sizes, missing
+    absent = {
+        "pytorch-compile": "" if args.compile else "not asked for: --compile, which takes a minute for each",
+        "executorch-training": prepare.executorch_training(chosen, folder),
+        "onnxruntime-training": prepare.ort_training(chosen, folder, args.ort_training)
+        if args.ort_training
+        else "not installed: benchmarks/peers/ort_training.sh FOLDER, then --ort-training FOLDER",
+        "mnn": prepare.mnn(chosen, folder)
+        if args.mnn
+        else "not installed: benchmarks/peers/mnn.sh FOLDER, then --mnn FOLDER",
+    }
+    if not absent["executorch-training"]:
+        sizes["executorch-training"] = _zstd_bytes(folder / "training.pte")
+    if not absent["onnxruntime-training"]:
+        made = folder / "artifacts"
+        sizes["onnxruntime-training"] = sum(_zstd_bytes(made / f"{n}_model.onnx") for n in ("training", "optimizer"))
+    return sizes, {peer: reason for peer, reason in absent.items() if reason}
 
 
-def _prepare_ort_training(chosen: Subject, folder: Path, environment: Path) -> str:
-    """Export the forward pass and let onnxruntime-training add the backward pass: why that failed, or nothing."""
-    from export.lowering import quiet
-
-    examples = chosen.plan.examples
-    names = [t.name for t in chosen.plan.spec.of("feature")]
-    given = tuple(examples[n] for n in names)
-    with quiet():
-        torch.onnx.export(
-            _Forward(chosen), given, folder / "forward.onnx", input_names=names, output_names=["logit"],
-            dynamo=True, opset_version=18, verbose=False, external_data=False,
-        )  # fmt: skip
-    arrays = {n: examples[n].numpy() for n in names}
-    np.savez(folder / "inputs.npz", **arrays, target=examples["label"].numpy()[:, None])  # type: ignore[arg-type]
-    trained = ",".join(f"module.{n}" for n in chosen.step.trained)
-    kind = "adamw" if chosen.step.optimizer.slots else "sgd"
-    command = [environment / "bin" / "python", PEERS / "ort_training.py", "prepare", folder, trained, kind]
-    try:
-        done = subprocess.run([str(w) for w in command], capture_output=True, text=True, check=False)
-    except OSError as error:
-        return f"{environment} is no environment: {error.strerror}"
-    return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it said nothing"])[-1][:200]
-
-
-class _Forward(torch.nn.Module):
-    """Logits [B, 1] of features by position."""
-
-    def __init__(self, chosen: Subject) -> None:
-        super().__init__()
-        self.module = chosen.module
-        self.names = [t.name for t in chosen.plan.spec.of("feature")] if chosen.takes_history else []
-
-    def forward(self, *given: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = (
-            self.module(**dict(zip(self.names, given, strict=True))) if self.names else self.module(*given)
-        )
-        return output.unsqueeze(-1)
+def _zstd_bytes(path: Path) -> int:
+    return len(zstandard.compress(path.read_bytes(), 19))
 
 
 def _commands(
-    name: str, history: int, threads: int, folder: Path, args: argparse.Namespace, missing: Mapping[str, str]
+    name: str, history: int, threads: int, folder: Path, args: argparse.Namespace, missing: Collection[str]
 ) -> dict[str, list[str]]:
     """engine -> how to start its worker."""
     words = [str(threads), str(folder)]
     eager = [sys.executable, "-m", "benchmarks.peers.eager"]
     found = {EAGER: [*eager, "eager", str(threads), name, str(history)]}
-    if args.compile:
+    if "pytorch-compile" not in missing:
         found["pytorch-compile"] = [*eager, "compile", str(threads), name, str(history)]
     for engine in ("onnx", "executorch"):
         found[engine] = [sys.executable, "-m", "benchmarks.peers.device", engine, *words]
-    if "onnxruntime-training" not in missing:
-        python = args.ort_training / "bin" / "python"
-        found["onnxruntime-training"] = [str(python), str(PEERS / "ort_training.py"), *words]
+    if "executorch-training" not in missing:
+        found["executorch-training"] = [sys.executable, "-m", "benchmarks.peers.executorch_training", *words]
+    for peer, environment, file in (
+        ("onnxruntime-training", args.ort_training, "ort_training.py"),
+        ("mnn", args.mnn, "mnn.py"),
+    ):
+        if peer not in missing:
+            found[peer] = [str(environment / "bin" / "python"), str(prepare.HERE / file), *words]
     return found
 
 
@@ -235,17 +226,21 @@ def _race(
     steps: int,
     sizes: Mapping[str, int],
     what: tuple[str, int, int, bool],
+    chosen: Subject,
+    folder: Path,
 ) -> list[dict[str, object]]:
     """Let the workers take turns. The first turn warms up."""
     name, history, threads, takes_history = what
     absent, workers = dict(missing), []
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": str(threads)}
+    environment["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")  # so that a first step is a first step
     for engine, command in commands.items():
         pipe = subprocess.PIPE
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
         worker = Worker(engine, process)
         try:
             worker.first = worker.ask("")
+            _compare(worker, chosen, folder)
             workers.append(worker)
         except InputError as reason:
             absent[engine] = str(reason)
@@ -274,11 +269,41 @@ def _race(
             "install_mib": w.install_mib,
             "graph_bytes": sizes.get(w.engine),
             "first_step_ms": w.first["first_step_ms"],
+            "checked": True,
+            "off_by": w.off_by,
+            "off_in": w.off_in,
             "reason": "",
         }
         for w in workers
     ]
     return rows + [{**base, "engine": engine, "reason": reason} for engine, reason in absent.items()]
+
+
+def _compare(worker: Worker, chosen: Subject, folder: Path) -> None:
+    """Take the first steps, and compare loss and weights with PyTorch eager's, which comes first and is kept.
+
+    Raises:
+        InputError: they differ, a weight is missing, or the worker is gone.
+    """
+    losses = [float(worker.first["loss"]), float(worker.ask(str(CHECKED_STEPS - 1))["loss"])]
+    mine, reference = folder / f"weights-{worker.engine}", folder / f"weights-{EAGER}"
+    shutil.rmtree(mine, ignore_errors=True)
+    mine.mkdir()
+    worker.ask(f"weights {mine}")
+    (mine / "losses.json").write_text(json.dumps(losses))
+    wanted = json.loads((reference / "losses.json").read_text())
+    if not np.allclose(losses, wanted, rtol=0, atol=LOSS_WITHIN):
+        raise InputError(f"{worker.engine} does other work: its losses are {losses}, PyTorch eager's {wanted}")
+    for name in chosen.step.trained:
+        if not (mine / f"{name}.npy").exists():
+            raise InputError(f"{worker.engine} does other work: it has no weight {name!r}")
+        start, there = chosen.plan.examples[name].numpy(), np.load(reference / f"{name}.npy")
+        moved = max(float(np.abs(there - start).max()), 1e-3 * float(np.abs(start).max()))
+        off = float(np.abs(np.load(mine / f"{name}.npy") - there).max()) / moved
+        if not off <= WEIGHTS_WITHIN:
+            raise InputError(f"{worker.engine} does other work: {name!r} is off by {off:.1e} of how far it moves")
+        if off > worker.off_by:
+            worker.off_by, worker.off_in = off, name
 
 
 def _tell(what: str, limit: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:

@@ -15,7 +15,7 @@ from export.package import CLIP
 from export.step import SGD, Adam, Step
 from export.training import EPSILON
 
-CATEGORIES, WIDTH, RATE = 20, 32, 0.05
+CATEGORIES, WIDTH = 20, 32
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,23 @@ class Subject:
 
     def forward(self) -> Tensor:
         """Logits of the plan's example batch."""
-        examples = self.plan.examples
-        if isinstance(self.module, Recommender):
-            output: Tensor = self.module(**{f.name: examples[f.name] for f in self.module.schema.features})
-        else:
-            output = self.module(examples["x"])
+        given = {name: self.plan.examples[name] for name in self.features}
+        output: Tensor = self.module(**given)
         return output
 
     def torch_optimizer(self) -> torch.optim.Optimizer:
         if isinstance(self.step.optimizer, SGD):
-            return torch.optim.SGD(self.module.parameters(), lr=RATE)
-        return torch.optim.AdamW(self.module.parameters(), lr=RATE, eps=EPSILON, weight_decay=0.0)
+            return torch.optim.SGD(self.module.parameters(), lr=self.rate)
+        return torch.optim.AdamW(self.module.parameters(), lr=self.rate, eps=EPSILON, weight_decay=0.0)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate: the one that the step graph is given."""
+        return float(self.plan.examples["learning_rate"])
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        return tuple(t.name for t in self.plan.spec.of("feature"))
 
     @property
     def takes_history(self) -> bool:

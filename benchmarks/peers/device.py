@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.peers.protocol import serve
+from benchmarks.peers.protocol import Step, Weights, serve
 
 DEVICE = ["numpy", "msgspec", "zstandard", "pynacl", "safetensors"]
 
 
-def start() -> Callable[[], float]:
+def start() -> tuple[Step, Weights]:
     import msgspec
     from safetensors.numpy import load_file
 
@@ -24,7 +23,8 @@ def start() -> Callable[[], float]:
     values = {t.name: inputs[t.name] for t in spec.of("param", "attribute", "state")}
     bound = engine.load(folder / f"step.{engine.format}", spec).bind(values)
     batch = {n: a for n, a in inputs.items() if n not in values}
-    return lambda: float(bound.step(batch)["loss"])
+    trained = {t.name for t in spec.of("param")} & set(spec.carry.values())
+    return lambda: float(bound.step(batch)["loss"]), lambda: {n: a for n, a in bound.values().items() if n in trained}
 
 
 if __name__ == "__main__":

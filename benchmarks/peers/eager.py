@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 
-from benchmarks.peers.protocol import serve
+from benchmarks.peers.protocol import Step, Weights, serve
 
 
-def start() -> Callable[[], float]:
+def start() -> tuple[Step, Weights]:
     import torch
 
     from benchmarks.subjects import subject
@@ -29,7 +28,7 @@ def start() -> Callable[[], float]:
         optimizer.step()
         return float(loss.detach())
 
-    return step
+    return step, lambda: {name: value.detach().numpy() for name, value in model.named_parameters()}
 
 
 if __name__ == "__main__":

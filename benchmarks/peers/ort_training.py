@@ -1,34 +1,53 @@
 """Worker: onnxruntime-training, in the environment that `ort_training.sh` makes. It imports nothing of CoDA.
 
-Arguments: threads, folder with `forward.onnx` (logits of the model, weights as initializers), `inputs.npz`. The loss is
-the unweighted log loss, as a block that differentiates; gradients are not clipped: a little less work than ours.
+Arguments: threads, folder with `artifacts/` and `inputs.npz`. Or `prepare`, folder with `loss.onnx` (features, labels
+and sample weights in, weighted loss out; weights as initializers), names of the trained ones, `sgd` or `adamw`, the
+norm to clip at, epsilon: writes `artifacts/`, with gradients and optimizer added by onnxruntime-training.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from protocol import serve  # type: ignore[import-not-found]
+from protocol import Step, Weights, serve  # type: ignore[import-not-found]
 
 
-def prepare(folder: Path, trained: list[str], optimizer: str) -> None:
+def prepare(folder: Path, trained: list[str], optimizer: str, clip: float, epsilon: float) -> None:
     import onnx
-    from onnxruntime.training import artifacts
+    from onnxruntime.training import artifacts, onnxblock
 
-    kind = {"sgd": artifacts.OptimType.SGD, "adamw": artifacts.OptimType.AdamW}[optimizer]
+    limit = onnxblock.optim.ClipGradNorm(clip) if clip else None
+    kinds = {
+        "sgd": lambda: onnxblock.optim.SGD(clip_grad=limit),
+        "adamw": lambda: onnxblock.optim.AdamW(eps=epsilon, weight_decay=0.0, clip_grad=limit),
+    }
+    (folder / "artifacts").mkdir(exist_ok=True)
     artifacts.generate_artifacts(
-        onnx.load(str(folder / "forward.onnx")),
+        onnx.load(str(folder / "loss.onnx")),
         requires_grad=trained,
-        loss=artifacts.LossType.BCEWithLogitsLoss,
-        optimizer=kind,
+        optimizer=kinds[optimizer](),
         artifact_directory=str(folder / "artifacts"),
     )
+    if optimizer == "adamw":
+        _as_pytorch(folder / "artifacts" / "optimizer_model.onnx")
 
 
-def start() -> Callable[[], float]:
+def _as_pytorch(path: Path) -> None:
+    """Of the operator's two readings of Adam, take PyTorch's, which corrects the second moment before epsilon is added;
+    the artifacts ask for the other, and the Python interface has no word for it."""
+    import onnx
+
+    model = onnx.load(str(path))
+    [mode] = [
+        a for n in model.graph.node if n.op_type == "AdamWOptimizer" for a in n.attribute if a.name == "adam_mode"
+    ]
+    mode.i = 0
+    onnx.save(model, str(path))
+
+
+def start() -> tuple[Step, Weights]:
     import numpy as np
     import onnxruntime
     from onnxruntime.training.api import CheckpointState, Module, Optimizer
@@ -42,6 +61,7 @@ def start() -> Callable[[], float]:
     optimizer = Optimizer(str(made / "optimizer_model.onnx"), model)
     with np.load(folder / "inputs.npz") as file:
         given = [file[name] for name in model.input_names()]
+        optimizer.set_learning_rate(float(file["learning_rate"]))
     model.train()
 
     def step() -> float:
@@ -50,11 +70,11 @@ def start() -> Callable[[], float]:
         model.lazy_reset_grad()
         return float(loss)
 
-    return step
+    return step, lambda: {name: parameter.data for name, parameter in state.parameters if parameter.requires_grad}
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "prepare":
-        prepare(Path(sys.argv[2]), sys.argv[3].split(","), sys.argv[4])
+        prepare(Path(sys.argv[2]), sys.argv[3].split(","), sys.argv[4], float(sys.argv[5]), float(sys.argv[6]))
     else:
         serve(start, ["onnxruntime-training", "torch"])

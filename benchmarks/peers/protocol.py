@@ -6,35 +6,55 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 NO_DEPS = ("executorch",)
 """What a device installs with `pip --no-deps`: its requirements are for export."""
 
+Step = Callable[[], float]
+Weights = Callable[[], Mapping[str, Any]]
+"""Parameter name, as in PyTorch -> NumPy array, as it is now."""
 
-def serve(start: Callable[[], Callable[[], float]], packages: list[str]) -> None:
-    """Prepare, take a first step, then as many as each line of standard input says.
 
-    start: loads everything and returns the step, which returns the loss. packages: what must be installed, their
-    requirements are found. Written lines: `{"first_step_ms", "loss", "peak_mib"}`, then for each chunk
-    `{"ms": [...], "cpu_ms", "peak_mib", "loss"}`. first_step_ms counts from before anything is imported.
+def serve(start: Callable[[], tuple[Step, Weights]], packages: list[str], no_deps: tuple[str, ...] = NO_DEPS) -> None:
+    """Prepare, take a first step, then do what each line of standard input says.
+
+    start: loads everything; gives the step, which returns the loss, and the weights. packages: what must be installed,
+    their requirements are found, but not those of `no_deps`. Lines and answers, both of one line:
+
+    - (nothing yet): `{"first_step_ms", "loss", "peak_mib"}`; first_step_ms counts from before anything is imported.
+    - a number: that many steps; `{"ms": [...], "cpu_ms", "peak_mib", "loss"}`, the loss of the last.
+    - `weights FOLDER`: each parameter into `FOLDER/NAME.npy`; `{"weights": [names]}`.
+    - `install`: `{"install_mib"}`.
     """
     begin = time.perf_counter()
-    step = start()
+    step, weights = start()
     loss = step()
     _write(first_step_ms=1e3 * (time.perf_counter() - begin), loss=loss, peak_mib=peak_mib())
     for line in sys.stdin:
-        if line.strip() == "install":
-            _write(install_mib=installed_mib(packages))
-            continue
-        taken, cpu = [], time.process_time()
-        for _ in range(int(line)):
-            begin = time.perf_counter()
-            loss = step()
-            taken.append(1e3 * (time.perf_counter() - begin))
-        _write(ms=taken, cpu_ms=1e3 * (time.process_time() - cpu) / len(taken), peak_mib=peak_mib(), loss=loss)
+        word, _, rest = line.strip().partition(" ")
+        if word == "install":
+            _write(install_mib=installed_mib(packages, no_deps))
+        elif word == "weights":
+            _write(weights=_save(weights(), Path(rest)))
+        else:
+            taken, cpu = [], time.process_time()
+            for _ in range(int(word)):
+                begin = time.perf_counter()
+                loss = step()
+                taken.append(1e3 * (time.perf_counter() - begin))
+            _write(ms=taken, cpu_ms=1e3 * (time.process_time() - cpu) / len(taken), peak_mib=peak_mib(), loss=loss)
+
+
+def _save(weights: Mapping[str, Any], folder: Path) -> list[str]:
+    import numpy as np
+
+    for name, array in weights.items():
+        np.save(folder / f"{name}.npy", array)
+    return sorted(weights)
 
 
 def peak_mib() -> float:
@@ -43,8 +63,8 @@ def peak_mib() -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
-def installed_mib(packages: list[str]) -> float:
-    """Size on disk of these packages and what they require, without extras; of `NO_DEPS` only their own."""
+def installed_mib(packages: list[str], no_deps: tuple[str, ...] = NO_DEPS) -> float:
+    """Size on disk of these packages and what they require, without extras; of `no_deps` only their own."""
     seen: set[str] = set()
     total, waiting = 0, list(packages)
     while waiting:
@@ -58,7 +78,7 @@ def installed_mib(packages: list[str]) -> float:
             continue  # required on another platform only
         paths = (Path(str(found.locate_file(file))) for file in found.files or [])
         total += sum(path.stat().st_size for path in paths if path.is_file())
-        needed = [r for r in found.requires or [] if "extra ==" not in r and name not in NO_DEPS]
+        needed = [r for r in found.requires or [] if "extra ==" not in r and name not in no_deps]
         waiting += [re.split(r"[\s<>=!~;\[(]", r, maxsplit=1)[0] for r in needed]
     return total / (1 << 20)
 
