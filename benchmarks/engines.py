@@ -19,40 +19,30 @@ reason and with what makes it run.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import zstandard
-from safetensors.numpy import save_file
 
 from benchmarks import result
 from benchmarks.engines_plot import plot
 from benchmarks.floor import floor
 from benchmarks.peers import prepare
 from benchmarks.subjects import Subject, subject
+from benchmarks.workers import Worker, race
 from device_runtime.bundle import write_atomically
-from device_runtime.engines import open_engine
 from device_runtime.errors import InputError
 from export.graphs import TRAIN_BATCH
-from export.lowering import to_executorch, to_onnx, trace
-from export.parity import Oracle, check
 
 DESCRIPTION = __doc__ or ""
 EAGER = "pytorch-eager"
-CHECKED_STEPS = 5
-LOSS_WITHIN, WEIGHTS_WITHIN = 1e-4, 1e-3
-"""Of PyTorch eager's loss (absolute) and weights (as a share of how far the tensor moved)."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -67,44 +57,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mnn", type=Path, metavar="FOLDER", help="what benchmarks/peers/mnn.sh made")
     parser.add_argument("--compile", action="store_true", help="torch.compile as well: needs a compiler and a minute")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write the ratios as an SVG picture")
-
-
-@dataclass
-class Worker:
-    """A process that trains on one engine."""
-
-    engine: str
-    process: subprocess.Popen[str]
-    off_by: float = 0.0
-    off_in: str = ""
-    ms: list[float] = field(default_factory=list)
-    cpu_ms: list[float] = field(default_factory=list)
-    first: Mapping[str, Any] = field(default_factory=dict)
-    install_mib: float = 0.0
-    peak_mib: float = 0.0
-
-    def ask(self, line: str) -> Mapping[str, Any]:
-        """Raises: InputError: the worker is gone; the message is the last line that it wrote."""
-        assert self.process.stdin is not None and self.process.stdout is not None and self.process.stderr is not None
-        if line:
-            self.process.stdin.write(line + "\n")
-            self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
-            raise InputError(f"{self.engine} does not run here: {prepare.last_line(self.process.stderr.read())}")
-        found: Mapping[str, Any] = json.loads(answer)
-        return found
-
-    def turn(self, steps: int, count: bool) -> None:
-        found = self.ask(str(steps))
-        self.peak_mib = found["peak_mib"]
-        if count:
-            self.ms += found["ms"]
-            self.cpu_ms.append(found["cpu_ms"])
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.communicate()
 
 
 def run(args: argparse.Namespace) -> int:
@@ -122,8 +74,12 @@ def run(args: argparse.Namespace) -> int:
                 sizes, missing = _prepare(chosen, Path(folder), args)
                 for count in threads:
                     commands = _commands(name, history, count, Path(folder), args, missing)
-                    work = (name, history, count, chosen.takes_history)
-                    rows += _race(commands, missing, turns, steps, sizes, work, chosen, Path(folder))
+                    environment = {
+                        **{"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": str(count)},
+                        "TORCHINDUCTOR_CACHE_DIR": str(Path(folder) / "inductor"),  # a first step is to be one
+                    }
+                    workers, failed = race(commands, chosen.start, turns, steps, environment)
+                    rows += _rows(chosen, (name, history, count), workers, missing | failed, sizes)
                 limit = floor((Path(folder) / "step.onnx").read_bytes(), _inputs(chosen))
                 floors[f"{name} {history}" if chosen.takes_history else name] = asdict(limit)
     columns = {
@@ -161,20 +117,14 @@ def _inputs(chosen: Subject) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[n
     return {name: value.numpy() for name, value in chosen.plan.examples.items()}
 
 
-def _prepare(chosen: Subject, folder: Path, args: argparse.Namespace) -> tuple[dict[str, int], dict[str, str]]:
-    """Write graphs and inputs: (engine -> bytes of its graph after zstd, peer -> why it cannot run)."""
-    import msgspec
+Sizes = dict[str, int]
+"""Engine -> bytes."""
 
-    traced = trace(chosen.plan)
-    sizes = {}
-    for name, lower in (("onnx", to_onnx), ("executorch", to_executorch)):
-        path = folder / f"step.{name}"
-        path.write_bytes(lower(traced))
-        check(traced.plan, Oracle(chosen.module, chosen.step), open_engine(name), path)
-        sizes[name] = _zstd_bytes(path)
-    (folder / "spec.json").write_bytes(msgspec.json.encode(traced.plan.spec))
-    inputs = {n: a for n, a in _inputs(chosen).items() if n in {t.name for t in traced.plan.spec.inputs}}
-    save_file({n: np.ascontiguousarray(a).reshape(a.shape) for n, a in inputs.items()}, folder / "inputs")
+
+def _prepare(chosen: Subject, folder: Path, args: argparse.Namespace) -> tuple[Sizes, dict[str, str]]:
+    """Write graphs and inputs: (engine -> bytes of its graph after zstd, peer -> why it cannot run)."""
+    prepare.device(chosen, folder, ("onnx", "executorch"))
+    sizes = {name: _zstd_bytes(folder / f"step.{name}") for name in ("onnx", "executorch")}
     absent = {
         "pytorch-compile": "" if args.compile else "not asked for: --compile, which takes a minute for each",
         "executorch-training": prepare.executorch_training(chosen, folder),
@@ -219,44 +169,14 @@ def _commands(
     return found
 
 
-def _race(
-    commands: Mapping[str, Sequence[str]],
-    missing: Mapping[str, str],
-    turns: int,
-    steps: int,
-    sizes: Mapping[str, int],
-    what: tuple[str, int, int, bool],
-    chosen: Subject,
-    folder: Path,
+def _rows(
+    chosen: Subject, work: tuple[str, int, int], workers: Sequence[Worker], absent: Mapping[str, str], sizes: Sizes
 ) -> list[dict[str, object]]:
-    """Let the workers take turns. The first turn warms up."""
-    name, history, threads, takes_history = what
-    absent, workers = dict(missing), []
-    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": str(threads)}
-    environment["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")  # so that a first step is a first step
-    for engine, command in commands.items():
-        pipe = subprocess.PIPE
-        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
-        worker = Worker(engine, process)
-        try:
-            worker.first = worker.ask("")
-            _compare(worker, chosen, folder)
-            workers.append(worker)
-        except InputError as reason:
-            absent[engine] = str(reason)
-            worker.close()
-    try:
-        for number in range(turns + 1):
-            for worker in workers:
-                worker.turn(steps, count=number > 0)
-        for worker in workers:  # last: walking over files takes memory
-            worker.install_mib = worker.ask("install")["install_mib"]
-    finally:
-        for worker in workers:
-            worker.close()
+    name, history, threads = work
     wall = {w.engine: statistics.median(w.ms) for w in workers}
     cpu = {w.engine: statistics.median(w.cpu_ms) for w in workers}
-    base = {"model": name, "threads": threads, "history": history if takes_history else None, "batch": TRAIN_BATCH}
+    taken = history if chosen.takes_history else None
+    base = {"model": name, "threads": threads, "history": taken, "batch": TRAIN_BATCH}
     rows: list[dict[str, object]] = [
         {
             **base,
@@ -268,7 +188,7 @@ def _race(
             "peak_mib": w.peak_mib,
             "install_mib": w.install_mib,
             "graph_bytes": sizes.get(w.engine),
-            "first_step_ms": w.first["first_step_ms"],
+            "first_step_ms": w.first_step_ms,
             "checked": True,
             "off_by": w.off_by,
             "off_in": w.off_in,
@@ -277,33 +197,6 @@ def _race(
         for w in workers
     ]
     return rows + [{**base, "engine": engine, "reason": reason} for engine, reason in absent.items()]
-
-
-def _compare(worker: Worker, chosen: Subject, folder: Path) -> None:
-    """Take the first steps, and compare loss and weights with PyTorch eager's, which comes first and is kept.
-
-    Raises:
-        InputError: they differ, a weight is missing, or the worker is gone.
-    """
-    losses = [float(worker.first["loss"]), float(worker.ask(str(CHECKED_STEPS - 1))["loss"])]
-    mine, reference = folder / f"weights-{worker.engine}", folder / f"weights-{EAGER}"
-    shutil.rmtree(mine, ignore_errors=True)
-    mine.mkdir()
-    worker.ask(f"weights {mine}")
-    (mine / "losses.json").write_text(json.dumps(losses))
-    wanted = json.loads((reference / "losses.json").read_text())
-    if not np.allclose(losses, wanted, rtol=0, atol=LOSS_WITHIN):
-        raise InputError(f"{worker.engine} does other work: its losses are {losses}, PyTorch eager's {wanted}")
-    for name in chosen.step.trained:
-        if not (mine / f"{name}.npy").exists():
-            raise InputError(f"{worker.engine} does other work: it has no weight {name!r}")
-        start, there = chosen.plan.examples[name].numpy(), np.load(reference / f"{name}.npy")
-        moved = max(float(np.abs(there - start).max()), 1e-3 * float(np.abs(start).max()))
-        off = float(np.abs(np.load(mine / f"{name}.npy") - there).max()) / moved
-        if not off <= WEIGHTS_WITHIN:
-            raise InputError(f"{worker.engine} does other work: {name!r} is off by {off:.1e} of how far it moves")
-        if off > worker.off_by:
-            worker.off_by, worker.off_in = off, name
 
 
 def _tell(what: str, limit: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from device_runtime.samples import Float32
 from export.graphs import EXAMPLE_ROWS, GraphPlan, classifier_plans, logits_of, recommender_plans
 from export.models import create
 from export.models.base import Catalogue, Recommender
@@ -41,6 +42,11 @@ class Subject:
     def rate(self) -> float:
         """The learning rate: the one that the step graph is given."""
         return float(self.plan.examples["learning_rate"])
+
+    @property
+    def start(self) -> dict[str, Float32]:
+        """The trained weights before the first step."""
+        return {name: self.plan.examples[name].numpy() for name in self.step.trained}
 
     @property
     def features(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Give each peer the work that our engines do, in its own form: the same model, weights, batch, loss and optimizer."""
+"""The same work for everybody, in each one's own form: model, weights, batch, loss, optimizer and clipping."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import torch
+from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from benchmarks.subjects import Subject
-from device_runtime.engines import GraphSpec, TensorSpec
+from device_runtime.engines import GraphSpec, TensorSpec, open_engine
 from export.graphs import GraphPlan, NamedTensors
-from export.lowering import quiet, to_onnx, trace
+from export.lowering import quiet, to_executorch, to_onnx, trace
 from export.models.classifier import SampleClassifier
+from export.parity import Oracle, check
 from export.step import SGD, weighted_log_loss
 from export.training import EPSILON
 
@@ -35,6 +38,23 @@ class Loss(nn.Module):
     def forward(self, *given: Tensor) -> Tensor:
         *features, label, weight = given
         return weighted_log_loss(self.module(**dict(zip(self.names, features, strict=True))), label, weight)
+
+
+def device(chosen: Subject, folder: Path, engines: Sequence[str]) -> None:
+    """Write `step.FORMAT` for our own engines, checked against autograd, `spec.json` and `inputs`.
+
+    Raises:
+        EngineError: it cannot be lowered, or does not agree.
+    """
+    traced = trace(chosen.plan)
+    for name in engines:
+        engine = open_engine(name)
+        path = folder / f"step.{engine.format}"
+        path.write_bytes({"onnx": to_onnx, "executorch": to_executorch}[engine.format](traced))
+        check(traced.plan, Oracle(chosen.module, chosen.step), engine, path)
+    (folder / "spec.json").write_bytes(msgspec.json.encode(traced.plan.spec))
+    arrays = {t.name: chosen.plan.examples[t.name].numpy() for t in traced.plan.spec.inputs}
+    save_file({n: np.ascontiguousarray(a).reshape(a.shape) for n, a in arrays.items()}, folder / "inputs")
 
 
 def executorch_training(chosen: Subject, folder: Path) -> str:

@@ -18,6 +18,7 @@ from benchmarks.engines_plot import plot
 from benchmarks.floor import floor
 from benchmarks.peers import prepare
 from benchmarks.subjects import subject
+from benchmarks.workers import WEIGHTS_WITHIN, race
 from device_runtime.errors import InputError
 
 NOT_HERE = ("onnxruntime-training", "mnn")
@@ -71,17 +72,6 @@ def test_the_floor_counts_the_products_and_the_bytes(prepared: Path) -> None:
     assert len(found.dominant) == 5 and 0 < sum(found.dominant.values()) <= 1
 
 
-def test_a_worker_that_dies_says_why() -> None:
-    command = [sys.executable, "-c", "raise SystemExit('no such engine here')"]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    worker = engines.Worker("x", process)
-    with pytest.raises(InputError, match="x does not run here: no such engine here"):
-        worker.ask("")
-    worker.close()
-
-
 def test_numbers_are_checked() -> None:
     assert engines._numbers(arguments().history, "--history") == [20, 50, 100]
     with pytest.raises(InputError, match="--threads takes whole numbers"):
@@ -94,61 +84,6 @@ def test_the_plot_leaves_out_what_did_not_run() -> None:
     row = {"model": "DIN", "engine": "onnx", "threads": 1, "history": 50, "ms_per_step": 0.5, "ratio_to_eager": 4.0}
     picture = plot([row, {**row, "engine": "mnn", "ratio_to_eager": None}])
     assert picture.startswith("<svg xmlns=") and "onnx" in picture and "mnn" not in picture
-
-
-LIAR = """
-import json, sys
-import numpy as np
-
-print(json.dumps({"first_step_ms": 1.0, "loss": 0.5, "peak_mib": 1.0}), flush=True)
-for line in sys.stdin:
-    word, _, folder = line.strip().partition(" ")
-    if word == "weights":
-        for name, array in np.load(sys.argv[1]).items():
-            np.save(f"{folder}/{name}.npy", array)
-    print(json.dumps({"ms": [1.0], "cpu_ms": 1.0, "peak_mib": 1.0, "loss": float(sys.argv[2])}), flush=True)
-"""
-
-
-@pytest.mark.parametrize(
-    ("loss", "change", "reason"),
-    [
-        (0.25, 1.0, None),
-        (0.2502, 1.0, r"its losses are \[0.5, 0.2502\], PyTorch eager's \[0.5, 0.25\]"),
-        (0.25, 0.99, "'out.bias' is off by 1.0e-02 of how far it moves"),
-        (0.25, None, "it has no weight 'out.bias'"),
-    ],
-)
-def test_a_worker_that_does_other_work_is_not_timed(
-    tmp_path: Path, loss: float, change: float | None, reason: str | None
-) -> None:
-    """Each weight moves by 1 in PyTorch; the worker moves one of them by a little less, or has another loss."""
-    chosen = subject("classifier", 50)
-    reference = tmp_path / f"weights-{engines.EAGER}"
-    reference.mkdir()
-    (reference / "losses.json").write_text("[0.5, 0.25]")
-    moved = {name: chosen.plan.examples[name].numpy() + 1 for name in chosen.step.trained}
-    for name, array in moved.items():
-        np.save(reference / f"{name}.npy", array)
-    if change is None:
-        del moved["out.bias"]
-    else:
-        moved["out.bias"] = moved["out.bias"] - 1 + change
-    np.savez(tmp_path / "given.npz", **moved)
-    command = [sys.executable, "-c", LIAR, str(tmp_path / "given.npz"), str(loss)]
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
-    worker = engines.Worker("peer", process)
-    try:
-        worker.first = worker.ask("")
-        if reason is None:
-            engines._compare(worker, chosen, tmp_path)
-            assert worker.off_by == 0
-        else:
-            with pytest.raises(InputError, match=f"peer does other work: {reason}"):
-                engines._compare(worker, chosen, tmp_path)
-    finally:
-        worker.close()
 
 
 def test_peers_are_given_every_weight_by_its_name() -> None:
@@ -169,16 +104,9 @@ def test_executorchs_own_training_knows_sgd_only(tmp_path: Path) -> None:
 
 def test_executorchs_own_training_does_the_same_work(prepared: Path) -> None:
     """In a process of its own, as in the benchmark; PyTorch eager beside it."""
-    chosen = subject("DIN", 50)
-    for engine, command in engines._commands(
-        "DIN", 50, 1, prepared, arguments(), {"pytorch-compile", *NOT_HERE}
-    ).items():
-        if engine in (engines.EAGER, "executorch-training"):
-            pipe = subprocess.PIPE
-            worker = engines.Worker(engine, subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True))
-            try:
-                worker.first = worker.ask("")
-                engines._compare(worker, chosen, prepared)
-            finally:
-                worker.close()
-    assert 0 < worker.off_by < engines.WEIGHTS_WITHIN
+    commands = engines._commands("DIN", 50, 1, prepared, arguments(), {"pytorch-compile", *NOT_HERE})
+    commands = {name: commands[name] for name in (engines.EAGER, "executorch-training")}
+    workers, absent = race(commands, subject("DIN", 50).start, 1, 2, {})
+    assert absent == {} and [w.engine for w in workers] == list(commands)
+    assert workers[0].off_by == 0 < workers[1].off_by < WEIGHTS_WITHIN
+    assert min(workers[1].ms) > 0 and workers[1].peak_mib > 100
