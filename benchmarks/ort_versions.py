@@ -2,10 +2,10 @@
 
 Each version gets an environment of its own (FOLDER/VERSION, made by pip at first use) with what a device installs, and
 trains the same step there by CoDA's own engine, in processes that take turns; that they do the same work is checked as
-in `coda bench engines`. ratio is the CPU time of the version that is installed beside CoDA, which comes first, divided by
-this one's: above 1 where this one is faster. telemetry says whether the wheel's library knows
-ORT_DISABLE_TELEMETRY, which versions with a telemetry SDK ask for; CoDA sets it for all of them. written counts the files
-that a version left in an empty home folder all the same.
+in `coda bench engines`. ratio is the CPU time of the version that is installed beside CoDA, which comes first, divided
+by this one's: above 1 where this one is faster. telemetry says whether the wheel's library knows
+ORT_DISABLE_TELEMETRY, which versions with a telemetry SDK ask for; CoDA sets it for all of them. written counts the
+files that a version left in an empty home folder all the same.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ def environments(versions: Sequence[str], folder: Path) -> tuple[dict[str, Path]
     Raises:
         InputError: there is none for the pinned version, which the others are compared with.
     """
-    pythons, absent = {}, {}
+    pythons: dict[str, Path] = {}
+    absent: dict[str, str] = {}
     for version in versions:
         python, reason = environment(folder / version, version)
         if reason:

@@ -1,4 +1,4 @@
-"""Processes that train and take turns, so that a busy machine is busy for all of them, and whether their work is the same.
+"""Processes that train and take turns, so that a busy machine is busy for all; and whether their work is the same.
 
 What a worker answers is in `peers/protocol.py`.
 """
