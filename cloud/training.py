@@ -26,8 +26,20 @@ from device_runtime.metrics import auc, mean_user_auc
 from device_runtime.samples import Float32, Int32, SampleBatch
 from device_runtime.stream import samples
 from device_runtime.tables import LocalTable, features
+from device_runtime.wire import encode_contribution
 from export import models
-from export.checkpoint import CATEGORIES, FORMAT, EpochMetrics, Trained, TrainSettings, TrainState, load, read_state
+from export.checkpoint import (
+    CATEGORIES,
+    FORMAT,
+    HELD_OUT,
+    HELD_OUT_SAMPLES,
+    EpochMetrics,
+    Trained,
+    TrainSettings,
+    TrainState,
+    load,
+    read_state,
+)
 from export.models.base import Catalogue, Recommender
 from export.step import weighted_log_loss
 
@@ -60,6 +72,7 @@ def train(dataset: Dataset, out: Path, settings: TrainSettings, progress: Progre
     )
     if (out / "state.json").exists():
         state = _resume(out, state, model, optimizer)
+    write_atomically(out / HELD_OUT, encode_contribution(_some(held_out, settings)))
     for epoch in range(len(state.history) + 1, settings.epochs + 1):
         if state.finished:
             break
@@ -145,6 +158,13 @@ def _split(dataset: Dataset, settings: TrainSettings) -> tuple[SampleBatch, Samp
                 "give more data, or another --validation share"
             )
     return everything.take(~newest), everything.take(newest), events.contributor[newest]
+
+
+def _some(held_out: SampleBatch, settings: TrainSettings) -> SampleBatch:
+    """What an exporter measures the loss of narrower weights on."""
+    count = min(len(held_out), HELD_OUT_SAMPLES)
+    chosen = np.random.default_rng(settings.seed).choice(len(held_out), count, replace=False)
+    return held_out.take(np.sort(chosen))
 
 
 def _catalogue(dataset: Dataset) -> Catalogue:

@@ -77,7 +77,8 @@ class TableEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     A device that wants the rows of its own items asks for whole shards, so the cloud does not learn which items
     those are. Each shard is a safetensors file: `ids` int32 [n] ascending, `keys` uint8 (UTF-8, joined), `key_ends`
-    int32 [n], and the sliced tensors float16 or int32 [n, ...]. rows: of the whole vocabulary, padding included.
+    int32 [n], and the sliced tensors [n, ...]: float16 weights, or int8 with `scale:NAME` float16 [n] (`quantized`) and
+    int32 attributes. tensors: names of all of these, scales too. rows: of the whole vocabulary, padding included.
     """
 
     rows: int
@@ -119,6 +120,23 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     train: str = "all"
 
 
+WeightForm = Literal["fp32", "fp16", "int8"]
+"""How weights are stored; `quantized` says how bytes are. Item rows are never stored wider than fp16."""
+
+
+class RankWeights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the recommender's weights are stored, and what the exporter measured that to cost, against float32.
+
+    samples: that logits were compared on. max_logit_difference: the largest. auc_change: of the AUC on held-out
+    samples; None where none were given, or of one class only.
+    """
+
+    form: WeightForm = "fp32"
+    samples: int = 0
+    max_logit_difference: float = 0.0
+    auc_change: float | None = None
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything a device needs to know about a model.
 
@@ -126,8 +144,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     filter_from on describe the impression itself, and they are what the filter sees. answer_key: the public key under
     which the server signs per-user answers. positive_at: the least rating that is labelled 1, for events that carry
     ratings. weights: safetensors of the recommender's unsliced tensors by name, and `padding:NAME`, row 0 of each
-    sliced tensor. classifier: the filter's initial weights. metrics: of the cloud model on its validation period, for
-    information.
+    sliced tensor; as narrow as rank_weights says. classifier: the filter's initial weights. metrics: of the cloud model
+    on its validation period, for information.
     """
 
     format: int
@@ -146,6 +164,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     settings: RoundSettings
     answer_key: str
     training: Training = Training()
+    rank_weights: RankWeights = RankWeights()
     positive_at: float | None = None
     metrics: dict[str, float] = {}
 

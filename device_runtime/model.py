@@ -12,6 +12,7 @@ from device_runtime.bundle import BlobStore, Manifest, read_tensors, write_atomi
 from device_runtime.engines import Array, Engine, Graph
 from device_runtime.engines.spec import GraphSpec
 from device_runtime.errors import EngineError, InputError, StoreError
+from device_runtime.quantized import widened
 from device_runtime.samples import Float32, Int32, SampleBatch
 from device_runtime.tables import LocalTable, Shard, features, shard_of
 from device_runtime.trainer import scores
@@ -76,7 +77,7 @@ class Model:
             raise InputError(f"the bundle's weights lack the padding row of {', '.join(missing)}")
         padding = Rows(np.zeros(1, np.int32), {n: weights.pop(f"padding:{n}") for n in sliced})
         classifier = read_tensors(blobs.read(manifest.classifier), "the bundle's classifier")
-        return cls(manifest, engine, blobs, Weights(weights), classifier, padding)
+        return cls(manifest, engine, blobs, Weights(widened(weights)), classifier, padding)
 
     def graph(self, name: str) -> Graph:
         """A graph, loaded at first use."""

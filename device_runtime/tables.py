@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from device_runtime.bundle import read_tensors
 from device_runtime.errors import InputError, WireError
+from device_runtime.quantized import SCALE, is_weight, scaled_up
 from device_runtime.samples import PADDING, Int32, Int64, Ragged, SampleBatch
 from device_runtime.wire import Rows
 
@@ -93,9 +94,13 @@ class LocalTable:
             fits = (at < len(wanted)) & (wanted[np.minimum(at, len(wanted) - 1)] == part.ids)
             fits[fits] = ~found[at[fits]]
             for name, rows in part.tensors.items():
-                kind = np.float32 if rows.dtype.kind == "f" else np.int64
+                if name.startswith(SCALE):
+                    continue
+                scale = part.tensors.get(SCALE + name)
+                kind = np.float32 if is_weight(rows, scale) else np.int64
                 target = tensors.setdefault(name, np.zeros((len(wanted), *rows.shape[1:]), kind))
-                target[at[fits]] = rows[fits]
+                used = rows[fits]
+                target[at[fits]] = used if scale is None else scaled_up(used, scale[fits])
             found[at[fits]] = True
         if not found.all():
             lacking = wanted[~found]

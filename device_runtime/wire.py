@@ -60,7 +60,8 @@ class MatchQuery:
 class Rows:
     """Rows of the sliced tensors of one vocabulary.
 
-    ids: int32 [m], ascending. tensors: name -> [m, ...], float16 weights or int32 attributes.
+    ids: int32 [m], ascending. tensors: name -> [m, ...], float16 weights or int32 attributes; a weight of integers
+    has a `scale:NAME` beside it (`quantized`).
     """
 
     ids: Int32

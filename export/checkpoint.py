@@ -11,13 +11,21 @@ from pathlib import Path
 import msgspec
 from safetensors.torch import load as load_safetensors
 
-from device_runtime.errors import InputError, StoreError
+from device_runtime.errors import InputError, StoreError, WireError
+from device_runtime.samples import SampleBatch
+from device_runtime.wire import decode_contribution
 from export import models
 from export.models.base import Catalogue, Recommender
 
 FORMAT = 1
 CATEGORIES = "catalogue:item_categories"
 """Beside the model's own tensors in `best.safetensors`: a model can be made again only with its catalogue."""
+
+
+HELD_OUT = "held-out.frame"
+"""Samples that the model was validated on, as a contribution frame (docs/wire.md)."""
+HELD_OUT_SAMPLES = 10_000
+"""At most: drawn by the seed where there are more."""
 
 
 class TrainSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -66,10 +74,11 @@ class TrainState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass
 class Trained:
-    """A trained model and what is known of it."""
+    """A trained model and what is known of it. held_out: samples that it was validated on, or some of them."""
 
     model: Recommender
     state: TrainState
+    held_out: SampleBatch | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -95,7 +104,17 @@ def load(folder: Path) -> Trained:
     catalogue = Catalogue(len(state.keys), state.categories, tensors.pop(CATEGORIES))
     model = models.create(state.settings.model, catalogue, state.settings.history)
     model.load_state_dict(tensors)
-    return Trained(model.eval(), state)
+    return Trained(model.eval(), state, _held_out(folder / HELD_OUT, model))
+
+
+def _held_out(path: Path, model: Recommender) -> SampleBatch | None:
+    """Raises: StoreError: damaged. A folder of an older version has none."""
+    try:
+        return decode_contribution(path.read_bytes(), model.schema)
+    except FileNotFoundError:
+        return None
+    except WireError as error:
+        raise StoreError(f"{path} is damaged: {error}") from None
 
 
 def read_state(folder: Path) -> TrainState:

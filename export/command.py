@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from device_runtime.bundle import Manifest, RoundSettings, Training, write_atomically
+from device_runtime.bundle import Manifest, RankWeights, RoundSettings, Training, write_atomically
 from device_runtime.engines import open_engine
 from device_runtime.errors import InputError
 from device_runtime.identity import Signer, check_public_key
@@ -63,6 +63,12 @@ class Command:
         training.add_argument(
             "--rate", type=float, metavar="X", help="learning rate; default: by the optimizer, or the settings file's"
         )
+        parser.add_argument(
+            "--rank-weights",
+            choices=("fp32", "fp16", "int8"),
+            default="fp32",
+            help="how weights are stored and sent (item rows at most as fp16); the manifest states the measured loss",
+        )
         parser.add_argument("--settings", type=Path, metavar="FILE", help="JSON with round settings that differ")
         parser.add_argument("--json", type=Path, metavar="OUT", help="write sizes and parity as JSON")
 
@@ -81,7 +87,7 @@ class Command:
         from export.package import Source, build
 
         trained = load(args.model)
-        source = Source.of(trained, settings, training)
+        source = Source.of(trained, settings, training, args.rank_weights)
         manifest = build(
             source,
             args.out,
@@ -96,14 +102,22 @@ class Command:
             f"{args.out}: bundle {manifest.version} of {manifest.name} ({manifest.model}), encoder {manifest.encoder}; "
             f"trains {training.train} by {training.optimizer}"
         )
+        print(f"  weights as {told(manifest.rank_weights)}")
         for row in rows:
             print(
                 f"  {row['graph']:17}{row['engine']:11}{row['bytes']:>8} bytes   "
                 f"off by {row['worst']:.1e} at most, in {row['tensor']}"
             )
         if args.json:
-            write_atomically(args.json, msgspec.json.format(msgspec.json.encode({"command": "export", "rows": rows})))
+            made = {"command": "export", "rank_weights": manifest.rank_weights, "rows": rows}
+            write_atomically(args.json, msgspec.json.format(msgspec.json.encode(made)))
         return 0
+
+
+def told(found: RankWeights) -> str:
+    """What the form of the weights costs, in words."""
+    change = "no held-out samples to measure AUC on" if found.auc_change is None else f"AUC {found.auc_change:+.5f}"
+    return f"{found.form}: logits move by {found.max_logit_difference:.1e} at most on {found.samples} samples; {change}"
 
 
 def summary(manifest: Manifest) -> list[dict[str, str | int | float]]:

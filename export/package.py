@@ -24,6 +24,7 @@ from device_runtime.bundle import (
     RoundSettings,
     TableEntry,
     Training,
+    WeightForm,
     pack_file,
     write_atomically,
 )
@@ -31,6 +32,8 @@ from device_runtime.engines import Array, Engine
 from device_runtime.errors import InputError
 from device_runtime.identity import Signer, check_public_key, key_id
 from device_runtime.messages import BundleRef, to_json
+from device_runtime.quantized import SCALE
+from device_runtime.samples import SampleBatch
 from device_runtime.tables import Shard, shard_of
 from export.audit import audited
 from export.checkpoint import Trained
@@ -39,6 +42,7 @@ from export.lowering import to_executorch, to_onnx
 from export.models.base import Recommender
 from export.models.classifier import SampleClassifier
 from export.parity import Oracle, check
+from export.quantize import loss_of, narrowed
 from export.scan import scan_steps
 from export.step import Adam, Step
 from export.training import EPSILON, prepare
@@ -56,7 +60,11 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Source:
-    """What there is to package. keys: external item keys by vocabulary id; keys[0] is padding and ignored."""
+    """What there is to package.
+
+    keys: external item keys by vocabulary id; keys[0] is padding and ignored. rank_weights: how weights are stored.
+    held_out: labelled samples that the model was not trained on, on which the cost of that in AUC is measured.
+    """
 
     name: str
     model_name: str
@@ -66,9 +74,17 @@ class Source:
     metrics: Mapping[str, float]
     settings: RoundSettings
     training: Training = field(default_factory=Training)
+    rank_weights: WeightForm = "fp32"
+    held_out: SampleBatch | None = None
 
     @classmethod
-    def of(cls, trained: Trained, settings: RoundSettings, training: Training | None = None) -> Source:
+    def of(
+        cls,
+        trained: Trained,
+        settings: RoundSettings,
+        training: Training | None = None,
+        rank_weights: WeightForm = "fp32",
+    ) -> Source:
         """What `coda train` made."""
         state = trained.state
         return cls(
@@ -80,6 +96,8 @@ class Source:
             trained.metrics,
             settings,
             training or Training(),
+            rank_weights,
+            trained.held_out,
         )
 
 
@@ -98,8 +116,8 @@ def build(
     engines: the graphs are lowered to each one's format and checked on it against autograd.
 
     Raises:
-        InputError: the folder holds a bundle already, a version or key is not usable, or the training declaration does
-            not hold for the model.
+        InputError: the folder holds a bundle already, a version or key is not usable, the training declaration does
+            not hold for the model, or a weight cannot be stored as asked.
         EngineError: an engine lacks an operator, or a graph fails parity. Nothing is announced: `bundle.json` comes
             last.
     """
@@ -116,17 +134,17 @@ def build(
         return ref
 
     model, step = prepare(source.model.eval(), source.training)
+    held = {n: t.detach().numpy() for n, t in (*model.named_parameters(), *model.named_buffers())}
+    dense = narrowed({n: t for n, t in held.items() if n not in model.sliced}, source.rank_weights, rows=False)
+    rows = narrowed({n: held[n] for n in model.sliced}, source.rank_weights, rows=True)
+    rank_weights = loss_of(model, dense | rows, source.rank_weights, source.held_out)
     torch.manual_seed(version)
     classifier = SampleClassifier(model.width - model.filter_from)
     graphs = _lower(model, step, classifier, engines, keep, progress)
     progress("packing weights")
-    sliced = model.sliced
-    held = dict(model.named_parameters()) | dict(model.named_buffers())
-    dense = {n: t.detach().numpy() for n, t in held.items() if n not in sliced}
-    rows = {n: _narrow(held[n].detach().numpy()) for n in sliced}
     weights = keep(_tensors(dense | {f"padding:{n}": t[:1] for n, t in rows.items()}))
     encode = graphs["encode"]
-    used = [t.name for t in encode.spec.of("param", "attribute")]
+    used = {t.name for t in encode.spec.of("param", "attribute")}
     manifest = Manifest(
         format=FORMAT,
         name=source.name,
@@ -134,7 +152,7 @@ def build(
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         model=source.model_name,
         schema=model.schema,
-        encoder=_digest({n: (dense | rows)[n] for n in used}),
+        encoder=_digest({n: t for n, t in (dense | rows).items() if n.removeprefix(SCALE) in used}),
         width=model.width,
         filter_from=model.filter_from,
         graphs=graphs,
@@ -144,6 +162,7 @@ def build(
         settings=source.settings,
         answer_key=answer_key,
         training=source.training,
+        rank_weights=rank_weights,
         positive_at=source.positive_at,
         metrics=dict(source.metrics),
     )
@@ -193,11 +212,6 @@ def _lower(
                 files[engine.format] = GraphFile(keep(data), check(traced.plan, oracle, engine, path, steps), steps)
             entries[plan.name] = GraphEntry(traced.plan.spec, files)
     return entries
-
-
-def _narrow(rows: Array) -> Array:
-    """Rows travel as float16: the same wherever they come from, in a shard or in an answer."""
-    return rows.astype(np.float16) if rows.dtype.kind == "f" else rows.astype(np.int32)
 
 
 def _shards(keys: Sequence[str], rows: Mapping[str, Array], keep: Callable[[bytes], FileRef]) -> tuple[FileRef, ...]:
