@@ -60,11 +60,24 @@ class GraphFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     steps: int = 0
 
 
+class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the exporter saw of a step graph in a self-test (`engines.selftest`), which a device takes again.
+
+    losses: before each step. moved: carried tensor -> its largest change in all of them. largest: attribute of a
+    table's rows -> the largest number in it, which bounds made-up rows.
+    """
+
+    losses: tuple[float, ...]
+    moved: dict[str, float]
+    largest: dict[str, int] = {}
+
+
 class GraphEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One graph, lowered for several engines. files: by an engine's `format`."""
+    """One graph, lowered for several engines. files: by an engine's `format`. golden: of a step graph."""
 
     spec: GraphSpec
     files: dict[str, GraphFile]
+    golden: Golden | None = None
 
     def spec_of(self, engine_format: str) -> GraphSpec:
         """What the file for an engine takes and gives."""

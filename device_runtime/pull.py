@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from device_runtime.bundle import FileRef, files_of
-from device_runtime.engines import Array, Engine
-from device_runtime.engines.selftest import self_test
-from device_runtime.errors import TrustError
+from device_runtime.engines import Engine
+from device_runtime.engines.selftest import self_test, trial
+from device_runtime.errors import TrustError, WireError
 from device_runtime.home import DeviceHome
 from device_runtime.messages import BundleRef, from_json
 from device_runtime.meter import Meter
@@ -58,24 +56,19 @@ def _announced(home: DeviceHome, transport: Transport) -> tuple[BundleRef, str]:
 
 
 def try_engine(model: Model) -> None:
-    """Try the step graph on made-up samples over rows of any shard that is held, or on padding if none is.
+    """Try both step graphs on made-up rows and samples, from the bundle's weights, against the exporter's results.
 
     Raises:
         SelfTestFailed, EngineError: the engine must not be used.
+        WireError: the bundle does not say what its steps should do.
     """
-    step = model.graph("step")
-    held = model.held()
-    ids = model.shard(held[0]).ids[:64] if held else np.zeros(0, np.int32)
-    table = model.table(ids, model.base)
-    rng = np.random.default_rng(0)
-    count = step.spec.batch
-    batch: dict[str, Array] = {}
-    for tensor in step.spec.of("feature"):
-        shape = tuple(d for d in tensor.shape if isinstance(d, int))
-        if tensor.dtype == "int64":
-            batch[tensor.name] = rng.integers(min(1, len(table) - 1), len(table), shape)
-        else:
-            batch[tensor.name] = rng.normal(size=shape).astype(np.float32)
-    batch["label"] = (np.arange(count) % 2).astype(np.float32)
-    batch["sample_weight"] = np.ones(count, np.float32)
-    self_test(model.engine, step, model.values("step", model.base, table), batch, model.manifest.settings.rate)
+    settings = model.manifest.settings
+    for name, held, rate in (
+        ("step", model.base.dense, settings.rate),
+        ("classifier_step", model.classifier, settings.classifier_rate),
+    ):
+        golden = model.manifest.graphs[name].golden
+        if golden is None:
+            raise WireError(f"the bundle has no golden steps of {name!r} to test an engine with; export it again")
+        values, batch = trial(model.spec(name), held, golden.largest)
+        self_test(model.engine, model.graph(name), values, batch, rate, golden)

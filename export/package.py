@@ -18,6 +18,7 @@ from torch import nn
 from device_runtime.bundle import (
     FORMAT,
     FileRef,
+    Golden,
     GraphEntry,
     GraphFile,
     Manifest,
@@ -29,10 +30,12 @@ from device_runtime.bundle import (
     write_atomically,
 )
 from device_runtime.engines import Array, Engine
+from device_runtime.engines.selftest import golden_steps, self_test, trial
+from device_runtime.engines.spec import GraphSpec
 from device_runtime.errors import InputError
 from device_runtime.identity import Signer, check_public_key, key_id
 from device_runtime.messages import BundleRef, to_json
-from device_runtime.quantized import SCALE
+from device_runtime.quantized import SCALE, widened
 from device_runtime.samples import SampleBatch
 from device_runtime.tables import Shard, shard_of
 from export.audit import audited
@@ -118,8 +121,8 @@ def build(
     Raises:
         InputError: the folder holds a bundle already, a version or key is not usable, the training declaration does
             not hold for the model, or a weight cannot be stored as asked.
-        EngineError: an engine lacks an operator, or a graph fails parity. Nothing is announced: `bundle.json` comes
-            last.
+        EngineError: an engine lacks an operator, or a graph fails parity or a device's self-test. Nothing is
+            announced: `bundle.json` comes last.
     """
     answer_key = check_public_key(answer_key)
     if version < 1:
@@ -140,7 +143,15 @@ def build(
     rank_weights = loss_of(model, dense | rows, source.rank_weights, source.held_out)
     torch.manual_seed(version)
     classifier = SampleClassifier(model.width - model.filter_from)
-    graphs = _lower(model, step, classifier, engines, keep, progress)
+    trials = {
+        "step": (widened(dense), source.settings.rate),
+        "classifier_step": (
+            {n: p.detach().numpy() for n, p in classifier.named_parameters()},
+            source.settings.classifier_rate,
+        ),
+    }
+    largest = {n: int(t.max(initial=0)) for n, t in rows.items() if held.get(n, t).dtype.kind == "i"}
+    graphs = _lower(model, step, classifier, engines, trials, largest, keep, progress)
     progress("packing weights")
     weights = keep(_tensors(dense | {f"padding:{n}": t[:1] for n, t in rows.items()}))
     encode = graphs["encode"]
@@ -188,9 +199,12 @@ def _lower(
     tune: Step,
     classifier: SampleClassifier,
     engines: Sequence[Engine],
+    trials: Mapping[str, tuple[Mapping[str, Array], float]],
+    largest: Mapping[str, int],
     keep: Callable[[bytes], FileRef],
     progress: Progress,
 ) -> dict[str, GraphEntry]:
+    """trials: step graph -> (its unsliced weights, the rate that devices train at). largest: see `Golden`."""
     separate = Step(logits_of(classifier), tuple(n for n, _ in classifier.named_parameters()), Adam(epsilon=EPSILON))
     plans: list[tuple[GraphPlan, nn.Module, Step]] = [(p, model, tune) for p in recommender_plans(model, tune)]
     plans += [(p, classifier, separate) for p in classifier_plans(classifier, separate)]
@@ -200,7 +214,8 @@ def _lower(
         for plan, module, step in plans:
             oracle = Oracle(module, step if plan.spec.carry else None)
             traced = audited(plan, [engine.format for engine in engines])
-            files = {}
+            files: dict[str, GraphFile] = {}
+            golden: Golden | None = None
             for engine in engines:
                 progress(f"lowering {plan.name} for {engine.name}")
                 data = lower[engine.format](traced)
@@ -210,8 +225,33 @@ def _lower(
                 path = Path(folder) / f"{plan.name}.{engine.format}"
                 path.write_bytes(data)
                 files[engine.format] = GraphFile(keep(data), check(traced.plan, oracle, engine, path, steps), steps)
-            entries[plan.name] = GraphEntry(traced.plan.spec, files)
+                if plan.name in trials:
+                    golden = _try(traced.plan.spec, steps, engine, path, *trials[plan.name], largest, golden)
+            entries[plan.name] = GraphEntry(traced.plan.spec, files, golden)
     return entries
+
+
+def _try(
+    spec: GraphSpec,
+    steps: int,
+    engine: Engine,
+    path: Path,
+    held: Mapping[str, Array],
+    rate: float,
+    largest: Mapping[str, int],
+    golden: Golden | None,
+) -> Golden:
+    """The golden steps of a device's self-test: made on the first engine, and the same on the others.
+
+    Raises:
+        SelfTestFailed: no device would accept the graph.
+    """
+    graph = engine.load(path, spec.stacked(steps) if steps else spec)
+    values, batch = trial(spec, held, largest)
+    if golden is not None:
+        self_test(engine, graph, values, batch, rate, golden)
+        return golden
+    return msgspec.structs.replace(golden_steps(engine, graph, values, batch, rate), largest=dict(largest))
 
 
 def _shards(keys: Sequence[str], rows: Mapping[str, Array], keep: Callable[[bytes], FileRef]) -> tuple[FileRef, ...]:

@@ -109,6 +109,22 @@ def broken(*tensors: Tensor) -> tuple[Tensor, ...]:
     return (results[0], results[1] + torch.log(-tensors[9].abs() - 1)[:1], *results[2:])
 
 
+def forgetful(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Momentum that is computed, and then does nothing to the next step."""
+    return step(*tensors[:3], *(0 * t for t in tensors[3:6]), *tensors[6:])
+
+
+def halved(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Steps of half the rate."""
+    return step(*tensors[:-1], 0.5 * tensors[-1])
+
+
+def off(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The right updates, and a loss that is a thousandth off."""
+    results = step(*tensors)
+    return (*results[:-1], results[-1] * 1.001)
+
+
 def score(*tensors: Tensor) -> tuple[Tensor, ...]:
     return (logits(dict(zip([p.name for p in PARAMS], tensors[:3], strict=True)), *tensors[3:]),)
 
@@ -126,6 +142,9 @@ GRAPHS: dict[str, tuple[Callable[..., tuple[Tensor, ...]], GraphSpec]] = {
     "uphill": (uphill, STEP),
     "stuck": (stuck, STEP),
     "broken": (broken, STEP),
+    "forgetful": (forgetful, STEP),
+    "halved": (halved, STEP),
+    "off": (off, STEP),
     "score": (score, SCORE),
     "types": (types, TYPES),
     "gather": (gather, GATHER),
