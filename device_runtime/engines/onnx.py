@@ -150,4 +150,5 @@ def create(threads: int, cache: Path | None = None) -> OnnxEngine:
 def _short(error: Exception) -> str:
     """The first line of onnxruntime's message, without its decoration."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", line)[:300]
+    line = re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", line)
+    return re.sub(r"/onnxruntime_src/\S+ .*?\) (?=\S)", " ", line)[:500]  # where in its source: hundreds of characters

@@ -70,14 +70,20 @@ class ReferenceEngine:
         except ImportError as error:
             raise EngineUnavailable(f"onnx does not import ({error}): pip install 'coda-loop[reference]'") from None
         self.version: str = onnx.__version__
+        self._opset: int = onnx.defs.onnx_opset_version()
         self._evaluator = ReferenceEvaluator
 
     def load(self, path: Path, spec: GraphSpec) -> ReferenceGraph:
         try:
             evaluator = self._evaluator(str(path))
+            opset = evaluator.opsets.get("", 0)
             names = {*evaluator.input_names}, {*evaluator.output_names}
         except Exception as error:  # protobuf's and onnx's errors share no base but this
             raise EngineError(f"onnx {self.version} cannot load {path.name}: {str(error)[:300]}") from None
+        if opset > self._opset:
+            raise EngineError(
+                f"onnx {self.version} cannot load {path.name}: it is of opset {opset}, at most {self._opset} is known"
+            )
         if names != ({t.name for t in spec.inputs}, {t.name for t in spec.outputs}):
             raise EngineError(f"the tensors of {path.name} are not those that the manifest names")
         return ReferenceGraph(evaluator, spec)

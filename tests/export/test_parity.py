@@ -5,15 +5,21 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import numpy_helper
 
+from device_runtime.bundle import BlobStore
 from device_runtime.engines import open_engine
 from device_runtime.errors import EngineError
+from device_runtime.model import Model
 from export.graphs import classifier_plans, logits_of, recommender_plans
 from export.lowering import ONNX_OPSET, to_executorch, to_onnx, trace
 from export.models.classifier import SampleClassifier
-from export.parity import TOLERANCE, Oracle, check
+from export.parity import TOLERANCE, Oracle, check, compare
 from export.step import SGD, Adam, Step
+from export.training import prepare
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +39,33 @@ def test_every_graph_of_the_bundle_agrees_on_both_engines(bundle):
         for file in entry.files.values():
             assert file.parity.worst <= TOLERANCE
             assert file.parity.steps == (4 if entry.spec.carry else 1)
+
+
+@pytest.fixture(scope="module")
+def shipped_steps(bundle, engines, small_din):
+    """The bundle's step graph on both engines, its plan and its oracle."""
+    folder, manifest = bundle
+    model, step = prepare(small_din, manifest.training)
+    plan = recommender_plans(model, step)[2]
+    assert plan.spec == manifest.graphs["step"].spec
+    graphs = [Model.open(manifest, engine, BlobStore(folder / "blobs")).graph("step") for engine in engines]
+    return plan, Oracle(model, step), graphs
+
+
+@settings(max_examples=12, deadline=None)
+@given(rows=st.integers(2, 900), seed=st.integers(0, 10_000))
+def test_parity_holds_for_any_number_of_rows_on_each_engine(shipped_steps, rows, seed):
+    """What a device gives a graph: tables of any size, other numbers, short and empty histories, soft labels."""
+    plan, oracle, graphs = shipped_steps
+    rng = np.random.default_rng(seed)
+    examples = dict(plan.examples)
+    for tensor in plan.spec.of("param", "attribute", "state"):
+        if tensor.table:
+            picked = torch.from_numpy(rng.integers(0, len(examples[tensor.name]), rows))
+            examples[tensor.name] = examples[tensor.name][picked]
+    for graph in graphs:
+        worst, where = compare(replace(plan, examples=examples), oracle, graph, seed)
+        assert worst <= TOLERANCE, where
 
 
 def test_adam_on_the_classifier_agrees_on_both_engines(tmp_path, engines):

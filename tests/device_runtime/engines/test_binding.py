@@ -79,6 +79,7 @@ def test_values_that_do_not_fit_are_refused(load: Load, change: dict[str, Array 
         ({"label": np.zeros(8)}, "'label': expected float32, given float64"),
         ({"label": np.zeros(7, np.float32)}, "'label': expected shape [8], given [7]"),
         ({"label": np.full(8, np.nan, np.float32)}, "'label': expected finite numbers, given nan"),
+        ({"sample_weight": np.full(8, np.nan, np.float32)}, "'sample_weight': expected finite numbers, given nan"),
         ({"sample_weight": np.full(8, np.inf, np.float32)}, "'sample_weight': expected finite numbers, given inf"),
         ({"numbers": np.full((8, 2), np.nan, np.float32)}, "'numbers': expected finite numbers, given nan"),
         ({"learning_rate": np.array(np.nan, np.float32)}, "'learning_rate': expected finite numbers, given nan"),

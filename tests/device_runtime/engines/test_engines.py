@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.numpy import save_file
@@ -128,6 +130,32 @@ def test_a_file_that_is_no_graph_is_refused(engine: Engine, tiny: Tiny, tmp_path
     path.write_bytes(tiny.path(engine.format, "step").read_bytes()[:9000] if content is None else content)
     with pytest.raises(EngineError):
         engine.load(path, STEP)
+
+
+def of_another_version(data: bytes, form: str) -> bytes:
+    """The graph as a later exporter might mark it."""
+    if form == "executorch":
+        assert data[4:8].startswith(b"ET")
+        return data[:4] + b"ET99" + data[8:]
+    model = onnx.load_from_string(data)
+    model.opset_import[0].version = 99
+    return bytes(model.SerializeToString())
+
+
+def test_a_graph_for_another_version_of_the_engine_is_refused(engine: Engine, tiny: Tiny, tmp_path: Path) -> None:
+    """With what it is and what was expected, before anything runs."""
+    path = tmp_path / "later"
+    path.write_bytes(of_another_version(tiny.path(engine.format, "step").read_bytes(), engine.format))
+    with pytest.raises(EngineError) as refused:
+        engine.load(path, STEP)
+    said = str(refused.value)
+    assert engine.version in said
+    expected = {
+        "onnx": "Opset 99 .* till opset 2",
+        "executorch": "'ET99' != expected 'ET",
+        "reference": "opset 99, at most 2",
+    }
+    assert re.search(expected[engine.name], said), said
 
 
 def test_a_missing_file_is_refused(engine: Engine, tmp_path: Path) -> None:
