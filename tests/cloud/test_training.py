@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 import torch
 
+from cloud import training
 from cloud.datasets import read
 from cloud.training import predict, train
 from device_runtime.errors import InputError, StoreError
 from device_runtime.metrics import auc
 from device_runtime.stream import samples
-from export.checkpoint import TrainSettings, load
+from export.checkpoint import HELD_OUT, TrainSettings, load
 from export.models import MODELS
 from tests.conftest import write_tastes
 
@@ -39,6 +40,18 @@ def test_validation_is_later_than_training(dataset, trained):
     held_out = samples(dataset.events, trained.model.schema).take(newest)
     best = trained.state.history[trained.state.best - 1]
     assert auc(held_out.labels, predict(trained.model, held_out)) == pytest.approx(best.auc, abs=1e-6)
+
+
+def test_what_it_was_validated_on_stays_beside_it(dataset, trained, tmp_path, monkeypatch):
+    """For the exporter, which measures on it what narrower weights cost."""
+    _, held_out, _ = training._split(dataset, SETTINGS)
+    kept = trained.held_out
+    assert len(kept) == len(held_out)
+    np.testing.assert_array_equal(kept.labels, held_out.labels)
+    np.testing.assert_allclose(predict(trained.model, kept), predict(trained.model, held_out), atol=1e-5)
+    monkeypatch.setattr(training, "HELD_OUT_SAMPLES", 7)
+    some = training._some(held_out, SETTINGS)
+    assert len(some) == 7 and set(some.columns["item"]) <= set(held_out.columns["item"])
 
 
 def test_the_same_seed_gives_the_same_model(dataset, trained, tmp_path):
@@ -81,6 +94,11 @@ def test_damage_and_absence_are_said(tmp_path, dataset):
     with pytest.raises(InputError, match="run `coda train` first"):
         load(tmp_path)
     train(dataset, tmp_path, msgspec.structs.replace(SETTINGS, epochs=1))
+    (tmp_path / HELD_OUT).write_bytes(b"nonsense")
+    with pytest.raises(StoreError, match=r"held-out\.frame is damaged"):
+        load(tmp_path)
+    (tmp_path / HELD_OUT).unlink()
+    assert load(tmp_path).held_out is None
     (tmp_path / "best.safetensors").write_bytes(b"nonsense")
     with pytest.raises(StoreError, match="damaged"):
         load(tmp_path)
