@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from device_runtime.bundle import BlobStore, RoundSettings
+from device_runtime.cli import main
 from device_runtime.engines import open_engine
 from device_runtime.errors import InputError, WireError
 from device_runtime.identity import Signer
@@ -77,6 +78,13 @@ def test_attributes_are_stored_as_they_are():
 def test_what_cannot_be_stored_is_refused(weight, form, message):
     with pytest.raises(InputError, match=message):
         narrowed({"w": np.array(weight, np.float32)}, form, False)
+
+
+def test_the_command_knows_the_forms_and_no_others(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["export", "--model", "m", "--out", "o", "--key", "k", "--answer-key", "ab", "--rank-weights", "int4"])
+    assert stop.value.code == 2
+    assert "choose from fp32, fp16, int8" in capsys.readouterr().err.replace("'", "")
 
 
 @pytest.mark.parametrize(
