@@ -5,7 +5,8 @@ machine is busy for all of them. ms_per_step is the median of all steps after th
 over the turns of the CPU time (a busy machine does not blur it), ratio_to_eager PyTorch eager's time divided by this
 one's, above 1 where this one is faster, ratio_cpu the same by CPU time. peak_mib is the process's, install_mib what its
 packages take on disk, graph_bytes the step graph after zstd (of a peer what it ships instead; ExecuTorch's training
-extension has the weights in it), first_step_ms from before the engine is imported to the first loss.
+extension has the weights in it), first_step_ms from before the engine is imported to the first loss. Where a call
+takes several steps (steps_per_call), a step's time is that of a call divided by them.
 
 All do the same work, and that is checked before anything is timed: after five steps each worker's loss and weights are
 compared with PyTorch eager's. off_by is the largest difference, relative to how far the tensor moved (off_in). Who is
@@ -85,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
     columns = {
         "model": "",
         "engine": "",
+        "steps_per_call": "d",
         "threads": "d",
         "history": "d",
         "ms_per_step": ".3f",
@@ -188,6 +190,7 @@ def _rows(
             "peak_mib": w.peak_mib,
             "install_mib": w.install_mib,
             "graph_bytes": sizes.get(w.engine),
+            "steps_per_call": w.steps_per_call,
             "first_step_ms": w.first_step_ms,
             "checked": True,
             "off_by": w.off_by,

@@ -42,6 +42,7 @@ class Worker:
     ms: list[float] = field(default_factory=list)
     cpu_ms: list[float] = field(default_factory=list)
     first_step_ms: float = 0.0
+    steps_per_call: int = 1
     install_mib: float = 0.0
     peak_mib: float = 0.0
 
@@ -72,7 +73,7 @@ class Worker:
     def begin(self) -> None:
         """Wait until it is ready, and let it take the steps that are checked. Raises: InputError: it is gone."""
         first = self.ask("")
-        self.first_step_ms = first["first_step_ms"]
+        self.first_step_ms, self.steps_per_call = first["first_step_ms"], first["steps_per_call"]
         self.losses = (first["loss"], self.ask(str(CHECKED_STEPS - 1))["loss"])
         with tempfile.TemporaryDirectory(prefix="coda-bench-") as folder:
             names = self.ask(f"weights {folder}")["weights"]

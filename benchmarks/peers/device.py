@@ -1,20 +1,25 @@
-"""Worker: one of CoDA's own engines. Arguments: engine, threads, folder with `GRAPH.FORMAT`, `spec.json`, `inputs`."""
+"""Worker: one of CoDA's own engines, with as many steps in a call as the spec has room for.
+
+Arguments: engine, threads, folder with `step.FORMAT`, `spec.json`, `inputs` (of one step).
+"""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from benchmarks.peers.protocol import Step, Weights, serve
+from benchmarks.peers.protocol import Trainer, serve
 
 DEVICE = ["numpy", "msgspec", "zstandard", "pynacl", "safetensors"]
 
 
-def start() -> tuple[Step, Weights]:
+def start() -> Trainer:
     import msgspec
+    import numpy as np
     from safetensors.numpy import load_file
 
     from device_runtime.engines import GraphSpec, open_engine
+    from device_runtime.engines.spec import BATCH_ROLES
 
     name, threads, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
     spec = msgspec.json.decode((folder / "spec.json").read_bytes(), type=GraphSpec)
@@ -24,7 +29,14 @@ def start() -> tuple[Step, Weights]:
     bound = engine.load(folder / f"step.{engine.format}", spec).bind(values)
     batch = {n: a for n, a in inputs.items() if n not in values}
     trained = {t.name for t in spec.of("param")} & set(spec.carry.values())
-    return lambda: float(bound.step(batch)["loss"]), lambda: {n: a for n, a in bound.values().items() if n in trained}
+    scanned = {t.name for t in spec.of(*BATCH_ROLES)} if spec.steps else set()
+    whole = {n: np.stack([a] * spec.steps) if n in scanned else a for n, a in batch.items()}
+
+    def step(count: int) -> float:
+        given = {n: a[:count] if n in scanned else a for n, a in whole.items()}
+        return float(bound.step(given)["loss"].reshape(-1)[-1])
+
+    return Trainer(step, lambda: {n: a for n, a in bound.values().items() if n in trained}, spec.steps or 1)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks.peers.protocol import Step, Weights, serve
+from benchmarks.peers.protocol import Trainer, serve
 
 
-def start() -> tuple[Step, Weights]:
+def start() -> Trainer:
     import torch
 
     from benchmarks.subjects import subject
@@ -19,7 +19,7 @@ def start() -> tuple[Step, Weights]:
     model, optimizer, clip = chosen.module, chosen.torch_optimizer(), chosen.step.clip
     forward = torch.compile(chosen.forward) if sys.argv[1] == "compile" else chosen.forward
 
-    def step() -> float:
+    def step(_: int) -> float:
         optimizer.zero_grad()
         loss = weighted_log_loss(forward(), examples["label"], examples["sample_weight"])
         loss.backward()  # type: ignore[no-untyped-call]
@@ -28,7 +28,7 @@ def start() -> tuple[Step, Weights]:
         optimizer.step()
         return float(loss.detach())
 
-    return step, lambda: {name: value.detach().numpy() for name, value in model.named_parameters()}
+    return Trainer(step, lambda: {name: value.detach().numpy() for name, value in model.named_parameters()})
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks.peers.protocol import Step, Weights, serve
+from benchmarks.peers.protocol import Trainer, serve
 
 
-def start() -> tuple[Step, Weights]:
+def start() -> Trainer:
     import torch
     from executorch.extension.training import _load_for_executorch_for_training, get_sgd_optimizer
     from safetensors.torch import load_file
@@ -27,7 +27,7 @@ def start() -> tuple[Step, Weights]:
     module = _load_for_executorch_for_training(str(folder / "training.pte"))
     optimizer = None
 
-    def step() -> float:
+    def step(_: int) -> float:
         nonlocal optimizer
         [loss] = module.forward_backward("forward", given)
         gradients = module.named_gradients()
@@ -43,7 +43,7 @@ def start() -> tuple[Step, Weights]:
     def weights() -> dict[str, object]:
         return {name.removeprefix("module."): value.numpy() for name, value in module.named_parameters().items()}
 
-    return step, weights
+    return Trainer(step, weights)
 
 
 if __name__ == "__main__":

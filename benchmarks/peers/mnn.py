@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from protocol import Step, Weights, serve  # type: ignore[import-not-found]
+from protocol import Trainer, serve  # type: ignore[import-not-found]
 
 PARAMETERS = ("hidden.weight", "hidden.bias", "out.weight", "out.bias")
 
 
-def start() -> tuple[Step, Weights]:
+def start() -> Trainer:
     import numpy as np
 
     with _quiet():
@@ -53,7 +53,7 @@ def start() -> tuple[Step, Weights]:
     model.train(True)
     optimizer = optim.ADAM(model, float(given["learning_rate"]), 0.9, 0.999, 0.0, float(given["epsilon"]))
 
-    def step() -> float:
+    def step(_: int) -> float:
         logit = expr.squeeze(model.forward(x), [1])
         each = expr.relu(logit) - logit * label + expr.log(expr.exp(expr.negative(expr.abs(logit))) + 1.0)
         loss = expr.reduce_sum(each * weight) / expr.reduce_sum(weight)
@@ -62,7 +62,7 @@ def start() -> tuple[Step, Weights]:
             raise SystemExit(f"MNN {MNN.version()}: step() returned False and moved nothing; no gradient of: {lacking}")
         return float(loss.read())
 
-    return step, lambda: dict(zip(PARAMETERS, (np.array(value.read()) for value in model.held), strict=True))
+    return Trainer(step, lambda: {n: np.array(v.read()) for n, v in zip(PARAMETERS, model.held, strict=True)})
 
 
 @contextmanager

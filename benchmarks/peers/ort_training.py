@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from protocol import Step, Weights, serve  # type: ignore[import-not-found]
+from protocol import Trainer, serve  # type: ignore[import-not-found]
 
 
 def prepare(folder: Path, trained: list[str], optimizer: str, clip: float, epsilon: float) -> None:
@@ -47,7 +47,7 @@ def _as_pytorch(path: Path) -> None:
     onnx.save(model, str(path))
 
 
-def start() -> tuple[Step, Weights]:
+def start() -> Trainer:
     import numpy as np
     import onnxruntime
     from onnxruntime.training.api import CheckpointState, Module, Optimizer
@@ -64,13 +64,13 @@ def start() -> tuple[Step, Weights]:
         optimizer.set_learning_rate(float(file["learning_rate"]))
     model.train()
 
-    def step() -> float:
+    def step(_: int) -> float:
         loss = model(*given)
         optimizer.step()
         model.lazy_reset_grad()
         return float(loss)
 
-    return step, lambda: {name: parameter.data for name, parameter in state.parameters if parameter.requires_grad}
+    return Trainer(step, lambda: {name: held.data for name, held in state.parameters if held.requires_grad})
 
 
 if __name__ == "__main__":

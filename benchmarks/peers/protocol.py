@@ -9,44 +9,53 @@ import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 NO_DEPS = ("executorch",)
 """What a device installs with `pip --no-deps`: its requirements are for export."""
 
-Step = Callable[[], float]
-Weights = Callable[[], Mapping[str, Any]]
-"""Parameter name, as in PyTorch -> NumPy array, as it is now."""
+
+class Trainer(NamedTuple):
+    """step: takes so many steps, at most per_call, and gives the loss of the last. weights: parameter name, as in
+    PyTorch -> NumPy array, as it is now."""
+
+    step: Callable[[int], float]
+    weights: Callable[[], Mapping[str, Any]]
+    per_call: int = 1
 
 
-def serve(start: Callable[[], tuple[Step, Weights]], packages: list[str], no_deps: tuple[str, ...] = NO_DEPS) -> None:
+def serve(start: Callable[[], Trainer], packages: list[str], no_deps: tuple[str, ...] = NO_DEPS) -> None:
     """Prepare, take a first step, then do what each line of standard input says.
 
-    start: loads everything; gives the step, which returns the loss, and the weights. packages: what must be installed,
+    start: loads everything. packages: what must be installed,
     their requirements are found, but not those of `no_deps`. Lines and answers, both of one line:
 
-    - (nothing yet): `{"first_step_ms", "loss", "peak_mib"}`; first_step_ms counts from before anything is imported.
-    - a number: that many steps; `{"ms": [...], "cpu_ms", "peak_mib", "loss"}`, the loss of the last.
+    - (nothing yet): `{"first_step_ms", "loss", "peak_mib", "steps_per_call"}`; first_step_ms counts from before
+      anything is imported.
+    - a number: that many steps, as many in a call as fit; `{"ms": [...], "cpu_ms", "peak_mib", "loss"}`: ms has a
+      number for each call, divided by its steps, cpu_ms is the mean of a step, loss that of the last.
     - `weights FOLDER`: each parameter into `FOLDER/NAME.npy`; `{"weights": [names]}`.
     - `install`: `{"install_mib"}`.
     """
     begin = time.perf_counter()
-    step, weights = start()
-    loss = step()
-    _write(first_step_ms=1e3 * (time.perf_counter() - begin), loss=loss, peak_mib=peak_mib())
+    trainer = start()
+    loss = trainer.step(1)
+    first = 1e3 * (time.perf_counter() - begin)
+    _write(first_step_ms=first, loss=loss, peak_mib=peak_mib(), steps_per_call=trainer.per_call)
     for line in sys.stdin:
         word, _, rest = line.strip().partition(" ")
         if word == "install":
             _write(install_mib=installed_mib(packages, no_deps))
         elif word == "weights":
-            _write(weights=_save(weights(), Path(rest)))
+            _write(weights=_save(trainer.weights(), Path(rest)))
         else:
-            taken, cpu = [], time.process_time()
-            for _ in range(int(word)):
+            count, taken, cpu = int(word), [], time.process_time()
+            for done in range(0, count, trainer.per_call):
+                part = min(trainer.per_call, count - done)
                 begin = time.perf_counter()
-                loss = step()
-                taken.append(1e3 * (time.perf_counter() - begin))
-            _write(ms=taken, cpu_ms=1e3 * (time.process_time() - cpu) / len(taken), peak_mib=peak_mib(), loss=loss)
+                loss = trainer.step(part)
+                taken.append(1e3 * (time.perf_counter() - begin) / part)
+            _write(ms=taken, cpu_ms=1e3 * (time.process_time() - cpu) / count, peak_mib=peak_mib(), loss=loss)
 
 
 def _save(weights: Mapping[str, Any], folder: Path) -> list[str]:
