@@ -251,7 +251,8 @@ def _try(
     if golden is not None:
         self_test(engine, graph, values, batch, rate, golden)
         return golden
-    return msgspec.structs.replace(golden_steps(engine, graph, values, batch, rate), largest=dict(largest))
+    bounds = {t.name: largest[t.name] for t in spec.of("attribute") if t.table}
+    return msgspec.structs.replace(golden_steps(engine, graph, values, batch, rate), largest=bounds)
 
 
 def _shards(keys: Sequence[str], rows: Mapping[str, Array], keep: Callable[[bytes], FileRef]) -> tuple[FileRef, ...]:
