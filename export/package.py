@@ -184,10 +184,8 @@ def _lower(
             files = {}
             for engine in engines:
                 progress(f"lowering {plan.name} for {engine.name}")
-                data = lower[engine.format](traced)
                 steps = STEPS_IN_A_CALL[plan.name] if plan.spec.carry and engine.format == "onnx" else 0
-                if steps:
-                    data = scan_steps(data, traced.plan.spec)
+                data = scan_steps(traced) if steps else lower[engine.format](traced)
                 path = Path(folder) / f"{plan.name}.{engine.format}"
                 path.write_bytes(data)
                 files[engine.format] = GraphFile(keep(data), check(traced.plan, oracle, engine, path, steps), steps)
