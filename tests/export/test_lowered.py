@@ -48,12 +48,12 @@ def lowered(name, training, lower, form):
 
 @pytest.mark.parametrize("name", ON_ONNX)
 def test_on_onnx_runtime(name, tmp_path):
-    plan, oracle, data = lowered(name, ON_ONNX[name], to_onnx, "onnx")
+    plan, oracle, data = lowered(name, ON_ONNX[name], scan_steps, "onnx")
     path = tmp_path / "step.onnx"
-    path.write_bytes(scan_steps(data, plan.spec))
+    path.write_bytes(data)
     parity = check(plan, oracle, open_engine("onnx"), path, most_steps=8)
     assert 0 < parity.worst <= TOLERANCE
-    assert pack_file(path.read_bytes())[0].size < MOST_BYTES["onnx"]
+    assert pack_file(data)[0].size < MOST_BYTES["onnx"]
 
 
 @pytest.mark.parametrize("name", ON_EXECUTORCH)
@@ -76,7 +76,7 @@ def classifier(tmp_path_factory):
     data = to_onnx(traced)
     folder = tmp_path_factory.mktemp("classifier")
     (folder / "one.onnx").write_bytes(data)
-    (folder / "several.onnx").write_bytes(scan_steps(data, traced.plan.spec))
+    (folder / "several.onnx").write_bytes(scan_steps(traced))
     values = {t.name: traced.plan.examples[t.name].numpy() for t in traced.plan.spec.of("param")}
     return traced.plan.spec, folder, values
 
