@@ -184,8 +184,9 @@ def _lower(
             files = {}
             for engine in engines:
                 progress(f"lowering {plan.name} for {engine.name}")
-                steps = STEPS_IN_A_CALL[plan.name] if plan.spec.carry and engine.format == "onnx" else 0
-                data = scan_steps(traced) if steps else lower[engine.format](traced)
+                steps = STEPS_IN_A_CALL[plan.name] if plan.spec.carry else 0
+                loop = steps and engine.format == "onnx"  # ExecuTorch's shim runs a graph of one step as often
+                data = scan_steps(traced) if loop else lower[engine.format](traced)
                 path = Path(folder) / f"{plan.name}.{engine.format}"
                 path.write_bytes(data)
                 files[engine.format] = GraphFile(keep(data), check(traced.plan, oracle, engine, path, steps), steps)

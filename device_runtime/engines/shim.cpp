@@ -203,50 +203,58 @@ int32_t coda_declared(void* handle, int32_t output, int32_t index, int32_t* dtyp
   return 0;
 }
 
-// Runs once. Inputs are C-contiguous, `dims` holds all their sizes one after the other. For each output the dtype,
-// number of dimensions, sizes (16 places each) and address of its data are filled in; the data stay valid until the
-// next call with this handle. An output whose place in `into` is not null is copied there as well, after all has gone
-// well; it must have room. Returns 0, or -1 with a sentence in `error`.
-int32_t coda_run(void* handle, void* const* data, const int32_t* dtypes, const int32_t* ndims, const int32_t* dims,
-                 void* const* into, int32_t* out_dtypes, int32_t* out_ndims, int32_t* out_dims, const void** out_data,
-                 char* error, size_t capacity) {
+// Runs `steps` times. Inputs are C-contiguous, `dims` holds all their sizes one after the other; input i of step k is
+// read k * strides[i] bytes after data[i]. For each output the dtype, number of dimensions, sizes (16 places each) and
+// address of its data are filled in; the data stay valid until the next call with this handle. After each step that has
+// gone well, an output whose place in `into` is not null is copied k * into_strides[i] bytes after it; there must be room.
+// So an output that is copied over an input feeds the next step. Returns 0, or -1 with a sentence in `error`.
+int32_t coda_run(void* handle, uint32_t steps, void* const* data, const size_t* strides, const int32_t* dtypes,
+                 const int32_t* ndims, const int32_t* dims, void* const* into, const size_t* into_strides,
+                 int32_t* out_dtypes, int32_t* out_ndims, int32_t* out_dims, const void** out_data, char* error,
+                 size_t capacity) {
   auto* graph = static_cast<Graph*>(handle);
   auto& method = *graph->method;
   complaints.clear();
   use_threads(graph->threads);
-  for (size_t i = 0; i < method.inputs_size(); ++i) {
-    TensorImpl::SizesType sizes[kMaxDims];
-    TensorImpl::DimOrderType order[kMaxDims];
-    TensorImpl::StridesType strides[kMaxDims];
-    const int32_t n = ndims[i];
-    for (int32_t d = 0; d < n; ++d) {
-      sizes[d] = dims[d];
-      order[d] = static_cast<TensorImpl::DimOrderType>(d);
+  for (uint32_t step = 0; step < steps; ++step) {
+    const int32_t* size = dims;
+    for (size_t i = 0; i < method.inputs_size(); ++i) {
+      TensorImpl::SizesType sizes[kMaxDims];
+      TensorImpl::DimOrderType order[kMaxDims];
+      TensorImpl::StridesType spans[kMaxDims];
+      const int32_t n = ndims[i];
+      for (int32_t d = 0; d < n; ++d) {
+        sizes[d] = size[d];
+        order[d] = static_cast<TensorImpl::DimOrderType>(d);
+      }
+      for (int32_t d = n - 1, span = 1; d >= 0; span *= sizes[d--]) spans[d] = span;
+      size += n;
+      void* from = static_cast<char*>(data[i]) + step * strides[i];
+      TensorImpl tensor(static_cast<ScalarType>(dtypes[i]), n, sizes, from, order, spans);
+      const er::Error code = method.set_input(er::EValue(Tensor(&tensor)), i);
+      if (code != er::Error::Ok) {
+        const std::string what = "input " + std::to_string(i) + " is refused";
+        return report(error, capacity, what.c_str(), code);
+      }
     }
-    for (int32_t d = n - 1, stride = 1; d >= 0; stride *= sizes[d--]) strides[d] = stride;
-    dims += n;
-    TensorImpl tensor(static_cast<ScalarType>(dtypes[i]), n, sizes, data[i], order, strides);
-    const er::Error code = method.set_input(er::EValue(Tensor(&tensor)), i);
-    if (code != er::Error::Ok) {
-      const std::string what = "input " + std::to_string(i) + " is refused";
-      return report(error, capacity, what.c_str(), code);
+    const er::Error code = method.execute();
+    if (code != er::Error::Ok) return report(error, capacity, "the program failed", code);
+    for (size_t i = 0; i < method.outputs_size(); ++i) {
+      const er::EValue& value = method.get_output(i);
+      if (!value.isTensor() || value.toTensor().dim() > kMaxDims) {
+        return report(error, capacity, "an output is not a tensor", er::Error::InvalidType);
+      }
+      const Tensor& tensor = value.toTensor();
+      out_dtypes[i] = static_cast<int32_t>(tensor.scalar_type());
+      out_ndims[i] = static_cast<int32_t>(tensor.dim());
+      for (ssize_t d = 0; d < tensor.dim(); ++d) out_dims[i * kMaxDims + d] = static_cast<int32_t>(tensor.size(d));
+      out_data[i] = tensor.const_data_ptr();
     }
-  }
-  const er::Error code = method.execute();
-  if (code != er::Error::Ok) return report(error, capacity, "the program failed", code);
-  for (size_t i = 0; i < method.outputs_size(); ++i) {
-    const er::EValue& value = method.get_output(i);
-    if (!value.isTensor() || value.toTensor().dim() > kMaxDims) {
-      return report(error, capacity, "an output is not a tensor", er::Error::InvalidType);
+    for (size_t i = 0; i < method.outputs_size(); ++i) {
+      if (into[i] == nullptr) continue;
+      void* place = static_cast<char*>(into[i]) + step * into_strides[i];
+      std::memcpy(place, out_data[i], method.get_output(i).toTensor().nbytes());
     }
-    const Tensor& tensor = value.toTensor();
-    out_dtypes[i] = static_cast<int32_t>(tensor.scalar_type());
-    out_ndims[i] = static_cast<int32_t>(tensor.dim());
-    for (ssize_t d = 0; d < tensor.dim(); ++d) out_dims[i * kMaxDims + d] = static_cast<int32_t>(tensor.size(d));
-    out_data[i] = tensor.const_data_ptr();
-  }
-  for (size_t i = 0; i < method.outputs_size(); ++i) {
-    if (into[i] != nullptr) std::memcpy(into[i], out_data[i], method.get_output(i).toTensor().nbytes());
   }
   return 0;
 }
