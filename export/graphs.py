@@ -47,7 +47,7 @@ class Joined:
     """A step whose dense trained weights are one vector, and so is each of their optimizer slots: an update is then a
     few operators, not as many for each tensor.
 
-    plan: its vectors are called `JOINED` and `SLOT:JOINED`. members: the tensors of a vector in order, and their shapes.
+    plan: its vectors are called `JOINED` and `SLOT:JOINED`. members: a vector's tensors in order, and their shapes.
     """
 
     plan: GraphPlan

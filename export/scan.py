@@ -4,9 +4,9 @@ The carried tensors are the scan's state, the batches are what it scans, and eve
 from outside. The number of steps in a call stays free, so no batch of padding is needed, and the file is no larger:
 inside a scan no shapes need to be stated.
 
-Two things are done once a call instead of once a step. Dense weights, and each of their optimizer slots, are joined into
-one vector before the loop and taken apart after it (`graphs.Joined`). What depends on nothing that changes within a call,
-such as how many categories an item has, is computed before the loop.
+Two things are done once a call instead of once a step. Dense weights, and each of their optimizer slots, are joined
+into one vector before the loop and taken apart after it (`graphs.Joined`). What depends on nothing that changes within
+a call, such as how many categories an item has, is computed before the loop.
 """
 
 from __future__ import annotations

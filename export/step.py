@@ -34,9 +34,9 @@ def log_loss_and_slope(logit: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     where a model that starts from zeros is.
     """
     size = logit.abs()
-    # max(x, 0) as (x + |x|) / 2, for those who differentiate it: clamp's backward lowers to selects, and x * (x > 0) has
-    # the wrong slope at 0
-    each = logit * (0.5 - label) + 0.5 * size + torch.log1p(torch.exp(-size))
+    # max(x, 0) as (x + |x|) / 2, for those who differentiate it: clamp's backward lowers to selects, and x * (x > 0)
+    # has the wrong slope at 0. And log(1 + exp(-|x|)) by a sigmoid from 0.5 to 1, so that nothing of it overflows
+    each = logit * (0.5 - label) + 0.5 * size - torch.log(torch.sigmoid(size))
     return each, torch.sigmoid(logit) - label
 
 

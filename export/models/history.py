@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from device_runtime.samples import Feature, Schema
 from export.models.base import Catalogue, Recommender, gather, unit
 
-
 FEW_CATEGORIES = 64
 """Up to so many, an item's categories are written as numbers for all of them: at most 256 bytes."""
 
