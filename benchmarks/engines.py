@@ -5,7 +5,8 @@ machine is busy for all of them. ms_per_step is the median of all steps after th
 over the turns of the CPU time (a busy machine does not blur it), ratio_to_eager PyTorch eager's time divided by this
 one's, above 1 where this one is faster, ratio_cpu the same by CPU time. peak_mib is the process's, install_mib what its
 packages take on disk, graph_bytes the step graph after zstd, first_step_ms from before the engine is imported to the
-first loss.
+first loss. CoDA's engines take as many steps in a call as the product does (steps_per_call; ADR 0006 and 0007); their
+times are those of a call divided by its steps.
 
 onnxruntime-training 1.19.2 needs an environment of its own: benchmarks/peers/ort_training.sh FOLDER, then
 --ort-training FOLDER. A peer that cannot run is listed with the reason.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -39,7 +41,9 @@ from device_runtime.engines import open_engine
 from device_runtime.errors import InputError
 from export.graphs import TRAIN_BATCH
 from export.lowering import to_executorch, to_onnx, trace
+from export.package import STEPS_IN_A_CALL
 from export.parity import Oracle, check
+from export.scan import scan_steps
 
 DESCRIPTION = __doc__ or ""
 PEERS = Path(__file__).parent / "peers"
@@ -65,10 +69,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 @dataclass
 class Worker:
-    """A process that trains on one engine."""
+    """A process that trains on one engine, `per_call` steps at a time."""
 
     engine: str
     process: subprocess.Popen[str]
+    per_call: int = 1
     ms: list[float] = field(default_factory=list)
     cpu_ms: list[float] = field(default_factory=list)
     first: Mapping[str, Any] = field(default_factory=dict)
@@ -89,11 +94,11 @@ class Worker:
         return found
 
     def turn(self, steps: int, count: bool) -> None:
-        found = self.ask(str(steps))
+        found = self.ask(str(math.ceil(steps / self.per_call)))
         self.peak_mib = found["peak_mib"]
         if count:
-            self.ms += found["ms"]
-            self.cpu_ms.append(found["cpu_ms"])
+            self.ms += [ms / self.per_call for ms in found["ms"]]
+            self.cpu_ms.append(found["cpu_ms"] / self.per_call)
 
     def close(self) -> None:
         self.process.kill()
@@ -115,12 +120,16 @@ def run(args: argparse.Namespace) -> int:
                 sizes, missing = _prepare(chosen, Path(folder), args.ort_training)
                 for count in threads:
                     commands = _commands(name, history, count, Path(folder), args, missing)
-                    rows += _race(commands, missing, turns, steps, sizes, (name, history, count, chosen.takes_history))
-                limit = floor((Path(folder) / "step.onnx").read_bytes(), _inputs(chosen))
+                    calls = dict.fromkeys(sizes, STEPS_IN_A_CALL[chosen.plan.name])
+                    case = (name, history, count, chosen.takes_history)
+                    rows += _race(commands, missing, turns, steps, sizes, calls, case)
+                step = chosen.plan.joined.plan if chosen.plan.joined else chosen.plan  # what onnx runs in its loop
+                limit = floor(to_onnx(trace(step)), _arrays(step.examples))
                 floors[f"{name} {history}" if chosen.takes_history else name] = asdict(limit)
     columns = {
         "model": "",
         "engine": "",
+        "steps_per_call": "d",
         "threads": "d",
         "history": "d",
         "ms_per_step": ".3f",
@@ -147,8 +156,8 @@ def _numbers(text: str, option: str) -> list[int]:
     return found
 
 
-def _inputs(chosen: Subject) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]:
-    return {name: value.numpy() for name, value in chosen.plan.examples.items()}
+def _arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]:
+    return {name: value.numpy() for name, value in tensors.items()}
 
 
 def _prepare(chosen: Subject, folder: Path, ort_training: Path | None) -> tuple[dict[str, int], dict[str, str]]:
@@ -157,13 +166,14 @@ def _prepare(chosen: Subject, folder: Path, ort_training: Path | None) -> tuple[
 
     traced = trace(chosen.plan)
     sizes, missing = {}, dict(NOT_RUN)
-    for name, lower in (("onnx", to_onnx), ("executorch", to_executorch)):
+    steps = STEPS_IN_A_CALL[chosen.plan.name]
+    for name, lower in (("onnx", scan_steps), ("executorch", to_executorch)):
         path = folder / f"step.{name}"
         path.write_bytes(lower(traced))
-        check(traced.plan, Oracle(chosen.module, chosen.step), open_engine(name), path)
+        check(traced.plan, Oracle(chosen.module, chosen.step), open_engine(name), path, steps)
         sizes[name] = len(zstandard.compress(path.read_bytes(), 19))
-    (folder / "spec.json").write_bytes(msgspec.json.encode(traced.plan.spec))
-    inputs = {n: a for n, a in _inputs(chosen).items() if n in {t.name for t in traced.plan.spec.inputs}}
+    (folder / "spec.json").write_bytes(msgspec.json.encode(traced.plan.spec.stacked(steps)))
+    inputs = {n: a for n, a in _arrays(chosen.plan.examples).items() if n in {t.name for t in traced.plan.spec.inputs}}
     save_file({n: np.ascontiguousarray(a).reshape(a.shape) for n, a in inputs.items()}, folder / "inputs")
     if ort_training is None:
         missing["onnxruntime-training"] = "no --ort-training FOLDER; benchmarks/peers/ort_training.sh makes one"
@@ -234,16 +244,17 @@ def _race(
     turns: int,
     steps: int,
     sizes: Mapping[str, int],
+    calls: Mapping[str, int],
     what: tuple[str, int, int, bool],
 ) -> list[dict[str, object]]:
-    """Let the workers take turns. The first turn warms up."""
+    """Let the workers take turns, of at least so many steps. The first turn warms up. calls: steps in one of theirs."""
     name, history, threads, takes_history = what
     absent, workers = dict(missing), []
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": str(threads)}
     for engine, command in commands.items():
         pipe = subprocess.PIPE
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
-        worker = Worker(engine, process)
+        worker = Worker(engine, process, calls.get(engine, 1))
         try:
             worker.first = worker.ask("")
             workers.append(worker)
@@ -273,6 +284,7 @@ def _race(
             "peak_mib": w.peak_mib,
             "install_mib": w.install_mib,
             "graph_bytes": sizes.get(w.engine),
+            "steps_per_call": calls.get(w.engine, 1),
             "first_step_ms": w.first["first_step_ms"],
             "reason": "",
         }

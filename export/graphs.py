@@ -195,18 +195,18 @@ def _step_plan(
         return plan
     sizes = [math.prod(shape) for _, shape in members]
     names = {member for member, _ in members}
+    others = {spec: value for spec, value in weights.items() if spec.name not in names}
 
     def moved_together(inputs: NamedTensors) -> Moved:
         parts = torch.split(inputs[JOINED], sizes)
         apart = {member: part.reshape(shape) for (member, shape), part in zip(members, parts, strict=True)}
-        params = {spec.name: apart.get(spec.name, inputs.get(spec.name)) for spec in weights}
+        params = {**{spec.name: inputs[spec.name] for spec in others}, **apart}
         grads, loss = step.gradients(params, inputs, inputs["label"], inputs["sample_weight"])
         vector = torch.cat([grads[member].reshape(-1) for member, _ in members])
         joined = {JOINED: vector} | {n: g for n, g in grads.items() if n not in names}
         return *step.move({**params, JOINED: inputs[JOINED]}, joined, inputs, inputs["learning_rate"]), loss
 
     vector = torch.cat([value.reshape(-1) for spec, value in weights.items() if spec.name in names])
-    others = {spec: value for spec, value in weights.items() if spec.name not in names}
     held = {TensorSpec(JOINED, "float32", (sum(sizes),), "param"): vector, **others}
     trained = (JOINED, *(n for n in step.trained if n not in names))
     return replace(plan, joined=Joined(_carrying(name, step, moved_together, held, trained, features), members))

@@ -227,7 +227,7 @@ class Step:
         def forward(moving: dict[str, Tensor]) -> Tensor:
             return self.logits({**params, **moving}, features)
 
-        logit, backward = vjp(forward, moving)
+        logit, backward = vjp(forward, moving)  # type: ignore[misc]  # three with has_aux only
         each, slope = log_loss_and_slope(logit, label)
         share = weight / weight.sum().clamp(min=1e-6)
         [every] = backward(slope * share)

@@ -16,6 +16,7 @@ from benchmarks.engines_plot import plot
 from benchmarks.floor import floor
 from benchmarks.subjects import subject
 from device_runtime.errors import InputError
+from export.lowering import to_onnx, trace
 
 MOST_MIB = {"onnx": 68, "executorch": 64}
 """Resident memory of a fresh process that trains a DIN. The goal is 64 for both (59 and 45 seen); onnxruntime's own
@@ -49,9 +50,9 @@ def test_a_fresh_process_that_trains_is_small(prepared: Path, engine: str) -> No
     assert two["peak_mib"] <= MOST_MIB[engine]
 
 
-def test_the_floor_counts_the_products_and_the_bytes(prepared: Path) -> None:
-    chosen = subject("DIN", 50)
-    found = floor((prepared / "step.onnx").read_bytes(), engines._inputs(chosen))
+def test_the_floor_counts_the_products_and_the_bytes() -> None:
+    plan = subject("DIN", 50).plan
+    found = floor(to_onnx(trace(plan)), engines._arrays(plan.examples))
     attention = 3 * 32 * 50 * 32 * 36  # forward, and backward to both sides
     assert attention < found.multiply_adds < 1.5 * attention
     assert found.bytes > 4 * 3 * 32 * 50 * 36 and found.floor_ms > 0
