@@ -104,8 +104,7 @@ def train(
     losses = []
     for epoch in range(epochs):
         total, mass = 0.0, 0.0
-        # all batches of the epoch at once, the last one filled up; array by array, as an epoch of small steps costs less
-        # than a loop over them here
+        # all batches of the epoch at once, the last one filled up: a loop over them here takes as long as small steps
         positions = np.zeros(-(-len(used) // spec.batch) * spec.batch, np.int64)
         positions[: len(used)] = rng.permutation(len(used))
         order = used[positions].reshape(-1, spec.batch)
