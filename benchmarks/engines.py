@@ -5,8 +5,9 @@ machine is busy for all of them. ms_per_step is the median of all steps after th
 over the turns of the CPU time (a busy machine does not blur it), ratio_to_eager PyTorch eager's time divided by this
 one's, above 1 where this one is faster, ratio_cpu the same by CPU time. peak_mib is the process's, install_mib what its
 packages take on disk, graph_bytes the step graph after zstd (of a peer what it ships instead; ExecuTorch's training
-extension has the weights in it), first_step_ms from before the engine is imported to the first loss. Where a call
-takes several steps (steps_per_call), a step's time is that of a call divided by them.
+extension has the weights in it), first_step_ms from before the engine is imported to the first loss. CoDA's
+engines take as many steps in a call as the product does (steps_per_call; ADR 0006 and 0007); a step's time is that of a
+call divided by them.
 
 All do the same work, and that is checked before anything is timed: after five steps each worker's loss and weights are
 compared with PyTorch eager's. off_by is the largest difference, relative to how far the tensor moved (off_in). Who is
@@ -41,6 +42,7 @@ from benchmarks.workers import Worker, race
 from device_runtime.bundle import write_atomically
 from device_runtime.errors import InputError
 from export.graphs import TRAIN_BATCH
+from export.lowering import to_onnx, trace
 
 DESCRIPTION = __doc__ or ""
 EAGER = "pytorch-eager"
@@ -81,7 +83,8 @@ def run(args: argparse.Namespace) -> int:
                     }
                     workers, failed = race(commands, chosen.start, turns, steps, environment)
                     rows += _rows(chosen, (name, history, count), workers, missing | failed, sizes)
-                limit = floor((Path(folder) / "step.onnx").read_bytes(), _inputs(chosen))
+                step = chosen.plan.joined.plan if chosen.plan.joined else chosen.plan  # what onnx runs in its loop
+                limit = floor(to_onnx(trace(step)), _arrays(step.examples))
                 floors[f"{name} {history}" if chosen.takes_history else name] = asdict(limit)
     columns = {
         "model": "",
@@ -115,8 +118,8 @@ def _numbers(text: str, option: str) -> list[int]:
     return found
 
 
-def _inputs(chosen: Subject) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]:
-    return {name: value.numpy() for name, value in chosen.plan.examples.items()}
+def _arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]:
+    return {name: value.numpy() for name, value in tensors.items()}
 
 
 Sizes = dict[str, int]

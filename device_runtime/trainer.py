@@ -58,17 +58,13 @@ def advance(graph: Graph, values: Arrays, batch: Arrays, hyper: Mapping[str, flo
     return {**values, **moved}, float(results["loss"].reshape(()))
 
 
-def batches(count: int, size: int, rng: np.random.Generator | None = None) -> Iterator[tuple[Int64, int]]:
-    """Indices int64 [size] of each batch and how many of them count; those after that are 0, to fill it up.
-
-    rng: shuffles; None keeps the order.
-    """
-    order = np.arange(count, dtype=np.int64) if rng is None else rng.permutation(count).astype(np.int64)
+def batches(count: int, size: int) -> Iterator[tuple[Int64, int]]:
+    """Indices int64 [size] of each batch and how many of them count; those after that are 0, to fill it up."""
     for start in range(0, count, size):
-        part = order[start : start + size]
+        real = min(size, count - start)
         at = np.zeros(size, np.int64)
-        at[: len(part)] = part
-        yield at, len(part)
+        at[:real] = np.arange(start, start + real)
+        yield at, real
 
 
 def train(
@@ -108,16 +104,18 @@ def train(
     losses = []
     for epoch in range(epochs):
         total, mass = 0.0, 0.0
-        order = list(batches(len(used), spec.batch, rng))
+        # all batches of the epoch at once, the last one filled up: a loop over them here takes as long as small steps
+        positions = np.zeros(-(-len(used) // spec.batch) * spec.batch, np.int64)
+        positions[: len(used)] = rng.permutation(len(used))
+        order = used[positions].reshape(-1, spec.batch)
+        mass_of = weights[order].astype(weight.dtype)
+        mass_of.reshape(-1)[len(used) :] = 0
         at_once = spec.steps or 1
         for start in range(0, len(order), at_once):
-            part = order[start : start + at_once]
-            at = used[np.stack([positions for positions, _ in part])]
+            at = order[start : start + at_once]
             stack = {name: column[at] for name, column in features.items()}
             stack[label.name] = labels[at].astype(label.dtype)
-            stack[weight.name] = weights[at].astype(weight.dtype)
-            for row, (_, count) in zip(stack[weight.name], part, strict=True):
-                row[count:] = 0
+            stack[weight.name] = mass_of[start : start + at_once]
             given = stack if spec.steps else {name: column[0] for name, column in stack.items()}
             found = bound.step(given | hyper)["loss"].reshape(-1).astype(np.float32)
             if not np.isfinite(found).all():

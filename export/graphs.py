@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,22 +17,50 @@ from export.models.classifier import SampleClassifier
 from export.step import SGD, Step
 
 NamedTensors = Mapping[str, Tensor]
+Moved = tuple[dict[str, Tensor], dict[str, Tensor], Tensor]
+"""New weights, new optimizer state, loss."""
 
 TRAIN_BATCH = 32
 SCORE_BATCH = 128
 EXAMPLE_ROWS = 211
 """Rows of sliced tensors while tracing: a number that no other dimension has, so that symbols stay apart."""
 MAX_ROWS = 1 << 14
+JOINED = "joined"
 
 
 @dataclass(frozen=True)
 class GraphPlan:
-    """A graph before lowering: `function(inputs by name) -> outputs by name`, both in the spec's order."""
+    """A graph before lowering: `function(inputs by name) -> outputs by name`, both in the spec's order.
+
+    joined: of a step graph, the same step over its dense trained weights as one vector.
+    """
 
     name: str
     function: Callable[[NamedTensors], dict[str, Tensor]]
     spec: GraphSpec
     examples: Mapping[str, Tensor]
+    joined: Joined | None = None
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A step whose dense trained weights are one vector, and so is each of their optimizer slots: an update is then a
+    few operators, not as many for each tensor.
+
+    plan: its vectors are called `JOINED` and `SLOT:JOINED`. members: a vector's tensors in order, and their shapes.
+    """
+
+    plan: GraphPlan
+    members: tuple[tuple[str, tuple[int, ...]], ...]
+
+    def vectors(self) -> dict[str, list[str]]:
+        """Each vector's name -> those of the tensors that it is made of."""
+        found = {}
+        for name in self.plan.spec.carry.values():
+            slot, colon, of = name.rpartition(":")
+            if of == JOINED:
+                found[name] = [f"{slot}{colon}{member}" for member, _ in self.members]
+        return found
 
 
 def recommender_plans(model: Recommender, step: Step) -> list[GraphPlan]:
@@ -152,10 +181,50 @@ def _plan(
 def _step_plan(
     name: str, step: Step, weights: Mapping[TensorSpec, Tensor], features: Mapping[TensorSpec, Tensor]
 ) -> GraphPlan:
-    by_name = {spec.name: spec for spec in weights}
+    def moved(inputs: NamedTensors) -> Moved:
+        params = {spec.name: inputs[spec.name] for spec in weights}
+        return step(params, inputs, inputs, inputs["label"], inputs["sample_weight"], inputs["learning_rate"])
+
+    plan = _carrying(name, step, moved, weights, step.trained, features)
+    members = tuple(
+        (spec.name, tuple(value.shape))
+        for spec, value in weights.items()
+        if spec.name in step.trained and not spec.table and spec.name not in step.tables
+    )
+    if len(members) < 2:
+        return plan
+    sizes = [math.prod(shape) for _, shape in members]
+    names = {member for member, _ in members}
+    others = {spec: value for spec, value in weights.items() if spec.name not in names}
+
+    def moved_together(inputs: NamedTensors) -> Moved:
+        parts = torch.split(inputs[JOINED], sizes)
+        apart = {member: part.reshape(shape) for (member, shape), part in zip(members, parts, strict=True)}
+        params = {**{spec.name: inputs[spec.name] for spec in others}, **apart}
+        grads, loss = step.gradients(params, inputs, inputs["label"], inputs["sample_weight"])
+        vector = torch.cat([grads[member].reshape(-1) for member, _ in members])
+        joined = {JOINED: vector} | {n: g for n, g in grads.items() if n not in names}
+        return *step.move({**params, JOINED: inputs[JOINED]}, joined, inputs, inputs["learning_rate"]), loss
+
+    vector = torch.cat([value.reshape(-1) for spec, value in weights.items() if spec.name in names])
+    held = {TensorSpec(JOINED, "float32", (sum(sizes),), "param"): vector, **others}
+    trained = (JOINED, *(n for n in step.trained if n not in names))
+    return replace(plan, joined=Joined(_carrying(name, step, moved_together, held, trained, features), members))
+
+
+def _carrying(
+    name: str,
+    step: Step,
+    moved: Callable[[NamedTensors], Moved],
+    weights: Mapping[TensorSpec, Tensor],
+    trained: Sequence[str],
+    features: Mapping[TensorSpec, Tensor],
+) -> GraphPlan:
+    """A step graph over these weights, of which some are trained and so carried, with the optimizer's state."""
     values = {spec.name: value for spec, value in weights.items()}
+    by_name = {spec.name: spec for spec in weights}
     state: dict[TensorSpec, Tensor] = {}
-    for key, value in step.initial_state(values).items():
+    for key, value in step.initial_state(values, trained).items():
         of = by_name.get(key.partition(":")[2])
         state[TensorSpec(key, "float32", of.shape if of else (), "state", of.table if of else "")] = value
     generator = torch.Generator().manual_seed(1)
@@ -170,10 +239,8 @@ def _step_plan(
     }
 
     def function(inputs: NamedTensors) -> dict[str, Tensor]:
-        held = {n: inputs[n] for n in step.state_names()}
-        params = {n: inputs[n] for n in by_name}
-        new, moved, loss = step(params, held, inputs, inputs["label"], inputs["sample_weight"], inputs["learning_rate"])
-        return {f"new:{n}": v for n, v in (new | moved).items()} | {"loss": loss}
+        new, state, loss = moved(inputs)
+        return {f"new:{n}": v for n, v in (new | state).items()} | {"loss": loss}
 
     carried = {spec.name: spec for spec in (*weights, *state)}
     order = function({**values, **{s.name: v for s, v in {**state, **features, **batch}.items()}})

@@ -24,7 +24,7 @@ HUGE = 1e38
 
 def simplify(program: ExportedProgram) -> ExportedProgram:
     """The program with the rewrites that every engine gains from, in place."""
-    _apply(program, (_join_permutes, _drop_summed_dimension, _join_scales, _share))
+    _apply(program, (_join_permutes, _turned_vector, _drop_summed_dimension, _join_scales, _join_scatters, _share))
     return program
 
 
@@ -85,6 +85,34 @@ def _join_permutes(node: Node) -> Node | None:
     if order == sorted(order):
         return source
     return _call(node.graph, aten.permute.default, source, order)
+
+
+def _turned_vector(node: Node) -> Node | None:
+    """permute(x) that moves only dimensions of size 1: view(x). A product with it is then one of plain matrices, which
+    ONNX Runtime multiplies three times as fast as a vector that is turned on the way."""
+    if node.target is not aten.permute.default:
+        return None
+    source: Any = node.args[0]
+    order: Any = node.args[1]
+    shape, result = source.meta["val"].shape, list(node.meta["val"].shape)
+    if not all(isinstance(n, int) for n in result):
+        return None
+    kept = [d % len(shape) for d in order if shape[d] != 1]
+    return _call(node.graph, aten.view.default, source, result) if kept == sorted(kept) else None
+
+
+def _join_scatters(node: Node) -> Node | None:
+    """index_put(zeros, i, a) + index_put(zeros, j, b): index_put(index_put(zeros, i, a), j, b), one table less."""
+    if node.target is not aten.add.Tensor or node.kwargs:
+        return None
+    sides: Any = node.args
+    if not all(_is(side, aten.index_put.default) and len(side.args) == 4 and side.args[3] for side in sides):
+        return None
+    first, second = sides
+    empty = second.args[0]
+    if not _is(empty, aten.full.default) or empty.args[1] != 0 or len(second.users) > 1:
+        return None
+    return _call(node.graph, aten.index_put.default, first, *second.args[1:])
 
 
 def _drop_summed_dimension(node: Node) -> Node | None:

@@ -3,50 +3,136 @@
 The carried tensors are the scan's state, the batches are what it scans, and everything else that a step reads comes
 from outside. The number of steps in a call stays free, so no batch of padding is needed, and the file is no larger:
 inside a scan no shapes need to be stated.
+
+Two things are done once a call instead of once a step. Dense weights, and each of their optimizer slots, are joined
+into one vector before the loop and taken apart after it (`graphs.Joined`). What depends on nothing that changes within
+a call, such as how many categories an item has, is computed before the loop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 import onnx
+from onnx import helper, numpy_helper
 
-from device_runtime.engines.spec import BATCH_ROLES, STEPS, GraphSpec
+from device_runtime.engines.spec import BATCH_ROLES, GraphSpec, TensorSpec
+from export.graphs import Joined
+from export.lowering import Traced, to_onnx, trace
 
 _INNER = "step/"
 """Names inside the body must differ from those outside."""
+_ONCE = "once/"
+"""Copies of constants that are read outside."""
 
 
-def scan_steps(data: bytes, spec: GraphSpec) -> bytes:
-    """A lowered step graph -> the graph of `spec.stacked(most)`: any number of such steps, one after another.
+def scan_steps(traced: Traced) -> bytes:
+    """The ONNX graph of `traced.plan.spec.stacked(most)`: any number of such steps, one after another.
 
-    data: ONNX, with inputs and outputs as in spec.
+    Raises:
+        EngineError: an operator has no ONNX form.
     """
-    model = onnx.load_from_string(data)
+    spec, joined = traced.plan.spec, traced.plan.joined
+    step = trace(joined.plan) if joined else traced
+    inner = step.plan.spec
+    model = onnx.load_from_string(to_onnx(step))
     graph = model.graph
-    carried = list(spec.carry.values())
-    scanned = [t.name for t in spec.inputs if t.role in BATCH_ROLES]
+    carried = list(inner.carry.values())
+    scanned = [t.name for t in inner.inputs if t.role in BATCH_ROLES]
     given = {value.name: value for value in graph.input}
     results = {value.name: value for value in graph.output}
-    per_step = [t.name for t in spec.outputs if t.name not in spec.carry]
+    per_step = [t.name for t in inner.outputs if t.name not in inner.carry]
+    once, looped = _apart(graph, {name for name in given if name not in (*carried, *scanned)})
     renamed = {name: _INNER + name for name in (*carried, *scanned, *results)}
 
     body = onnx.GraphProto(name="step")
     body.input.extend(_named(given[name], _INNER + name) for name in (*carried, *scanned))
-    body.output.extend(_named(results[name], _INNER + name) for name in (*spec.carry, *per_step))
-    body.initializer.extend(graph.initializer)
-    body.node.extend(_rewired(node, renamed) for node in graph.node)
+    body.output.extend(_named(results[name], _INNER + name) for name in (*inner.carry, *per_step))
+    body.initializer.extend(_read_by(looped, graph.initializer))
+    body.node.extend(_rewired(node, renamed) for node in looped)
 
     outer = onnx.GraphProto(name=graph.name)
-    outer.input.extend(_stacked(given[t.name]) if t.role in BATCH_ROLES else given[t.name] for t in spec.inputs)
-    outer.output.extend(results[t.name] if t.name in spec.carry else _stacked(results[t.name]) for t in spec.outputs)
+    stacked = spec.stacked(1)
+    outer.input.extend(_value(t) for t in stacked.inputs)
+    outer.output.extend(_value(t) for t in stacked.outputs)
+    constants = {c.name: _ONCE + c.name for c in graph.initializer}
+    outer.node.extend(_rewired(node, constants) for node in once)
+    outer.initializer.extend(_renamed(c, constants[c.name]) for c in _read_by(once, graph.initializer))
+    if joined:
+        _join(outer, joined)
     outer.node.append(
-        onnx.helper.make_node(
-            "Scan", [*carried, *scanned], [*spec.carry, *per_step], body=body, num_scan_inputs=len(scanned)
+        helper.make_node(
+            "Scan", [*carried, *scanned], [*inner.carry, *per_step], body=body, num_scan_inputs=len(scanned)
         )
     )
-    made = onnx.helper.make_model(outer, opset_imports=model.opset_import, ir_version=model.ir_version)
+    if joined:
+        _take_apart(outer, joined, inner)
+    made = helper.make_model(outer, opset_imports=model.opset_import, ir_version=model.ir_version)
     return bytes(made.SerializeToString())
+
+
+def _apart(graph: onnx.GraphProto, fixed: set[str]) -> tuple[list[onnx.NodeProto], list[onnx.NodeProto]]:
+    """(nodes that give the same at every step, the others). fixed: inputs that stay as they are."""
+    known = fixed | {constant.name for constant in graph.initializer} | {""}
+    results = {value.name for value in graph.output}
+    once, looped = [], []
+    for node in graph.node:
+        if known.issuperset(node.input) and not results.intersection(node.output):
+            known.update(node.output)
+            once.append(node)
+        else:
+            looped.append(node)
+    return once, looped
+
+
+def _join(outer: onnx.GraphProto, joined: Joined) -> None:
+    """Each vector out of its tensors."""
+    flat = _constant(outer, "flat", [-1])
+    shapes = dict(joined.members)
+    for vector, tensors in joined.vectors().items():
+        parts = []
+        for name in tensors:
+            if len(shapes[name.rpartition(":")[2]]) == 1:
+                parts.append(name)
+            else:
+                parts.append(f"flat/{name}")
+                outer.node.append(helper.make_node("Reshape", [name, flat], [parts[-1]]))
+        outer.node.append(helper.make_node("Concat", parts, [vector], axis=0))
+
+
+def _take_apart(outer: onnx.GraphProto, joined: Joined, inner: GraphSpec) -> None:
+    """The tensors out of each vector that the scan gives."""
+    gives = {taken: given for given, taken in inner.carry.items()}
+    sizes = _constant(outer, "sizes", [math.prod(shape) for _, shape in joined.members])
+    for vector, tensors in joined.vectors().items():
+        parts, reshapes = [], []
+        for name, (member, shape) in zip(tensors, joined.members, strict=True):
+            parts.append(f"new:{name}" if len(shape) == 1 else f"flat/new:{name}")
+            if len(shape) != 1:
+                wanted = _constant(outer, f"shape/{member}", list(shape))
+                reshapes.append(helper.make_node("Reshape", [parts[-1], wanted], [f"new:{name}"]))
+        outer.node.append(helper.make_node("Split", [gives[vector], sizes], parts, axis=0))
+        outer.node.extend(reshapes)
+
+
+def _constant(graph: onnx.GraphProto, name: str, values: Sequence[int]) -> str:
+    if name not in {constant.name for constant in graph.initializer}:
+        graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), name))
+    return name
+
+
+def _read_by(nodes: Iterable[onnx.NodeProto], constants: Iterable[onnx.TensorProto]) -> list[onnx.TensorProto]:
+    read = {name for node in nodes for name in node.input}
+    return [constant for constant in constants if constant.name in read]
+
+
+def _renamed(constant: onnx.TensorProto, name: str) -> onnx.TensorProto:
+    copy = onnx.TensorProto()
+    copy.CopyFrom(constant)
+    copy.name = name
+    return copy
 
 
 def _named(value: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:
@@ -64,11 +150,6 @@ def _rewired(node: onnx.NodeProto, renamed: Mapping[str, str]) -> onnx.NodeProto
     return copy
 
 
-def _stacked(value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
-    copy = _named(value, value.name)
-    shape = copy.type.tensor_type.shape
-    dims = list(shape.dim)
-    shape.ClearField("dim")
-    shape.dim.add().dim_param = STEPS
-    shape.dim.extend(dims)
-    return copy
+def _value(tensor: TensorSpec) -> onnx.ValueInfoProto:
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
+    return helper.make_tensor_value_info(tensor.name, kind, tensor.shape)

@@ -5,13 +5,14 @@ Autodiff is traced into the function, so what is exported is an ordinary graph t
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value
+from torch.func import vjp
 
 Tensors = Mapping[str, Tensor]
 Moved = tuple[Tensor, dict[str, Tensor]]
@@ -23,11 +24,20 @@ def weighted_log_loss(logit: Tensor, label: Tensor, weight: Tensor) -> Tensor:
 
     Labels may be soft. A weight of 0 is padding; if all are 0 the loss is 0, not NaN.
     """
-    # max(x, 0) as (x + |x|) / 2: clamp's backward lowers to selects, and x * (x > 0) has the wrong slope at 0, which is
-    # where a model that starts from zeros is
+    return (log_loss_and_slope(logit, label)[0] * weight).sum() / weight.sum().clamp(min=1e-6)
+
+
+def log_loss_and_slope(logit: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """(binary cross-entropy of each logit, its derivative by the logit), all [B].
+
+    The derivative in closed form is three operators where autodiff takes twelve, and is right at a logit of 0, which is
+    where a model that starts from zeros is.
+    """
     size = logit.abs()
-    each = logit * (0.5 - label) + 0.5 * size + torch.log1p(torch.exp(-size))
-    return (each * weight).sum() / weight.sum().clamp(min=1e-6)
+    # max(x, 0) as (x + |x|) / 2, for those who differentiate it: clamp's backward lowers to selects, and x * (x > 0)
+    # has the wrong slope at 0. And log(1 + exp(-|x|)) by a sigmoid from 0.5 to 1, so that nothing of it overflows
+    each = logit * (0.5 - label) + 0.5 * size - torch.log(torch.sigmoid(size))
+    return each, torch.sigmoid(logit) - label
 
 
 class Optimizer(ABC):
@@ -188,14 +198,12 @@ class Step:
     clip: float = 0.0
     tables: frozenset[str] = frozenset()
 
-    def state_names(self) -> tuple[str, ...]:
-        """Names of the optimizer's state tensors, in the order of the graph's inputs."""
-        per_param = [f"{slot}:{name}" for slot in self.optimizer.slots for name in self.trained]
-        return (*per_param, *self.optimizer.scalars)
-
-    def initial_state(self, params: Tensors) -> dict[str, Tensor]:
+    def initial_state(self, params: Tensors, trained: Sequence[str] = ()) -> dict[str, Tensor]:
+        """The optimizer's state tensors. trained: names of params, where they are not this step's own."""
         state = {
-            f"{slot}:{name}": torch.zeros_like(params[name]) for slot in self.optimizer.slots for name in self.trained
+            f"{slot}:{name}": torch.zeros_like(params[name])
+            for slot in self.optimizer.slots
+            for name in trained or self.trained
         }
         return state | {
             name: torch.zeros((), dtype=next(iter(params.values())).dtype) for name in self.optimizer.scalars
@@ -205,26 +213,40 @@ class Step:
         self, params: Tensors, state: Tensors, features: Tensors, label: Tensor, weight: Tensor, rate: Tensor
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
         """(trained params', state', loss)."""
+        grads, loss = self.gradients(params, features, label, weight)
+        return *self.move(params, grads, state, rate), loss
+
+    def gradients(
+        self, params: Tensors, features: Tensors, label: Tensor, weight: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """(gradients of the trained params, not yet clipped; loss)."""
         # also of what stays fixed, and dropped as dead code: PyTorch takes another path through a frozen matrix, whose
         # backward is full of strided copies that ExecuTorch lacks
         moving = {name: value for name, value in params.items() if value.is_floating_point()}
 
-        def objective(moving: dict[str, Tensor]) -> Tensor:
-            return weighted_log_loss(self.logits({**params, **moving}, features), label, weight)
+        def forward(moving: dict[str, Tensor]) -> Tensor:
+            return self.logits({**params, **moving}, features)
 
-        every, loss = grad_and_value(objective)(moving)
-        grads = {name: every[name] for name in self.trained}
+        logit, backward = vjp(forward, moving)  # type: ignore[misc]  # three with has_aux only
+        each, slope = log_loss_and_slope(logit, label)
+        share = weight / weight.sum().clamp(min=1e-6)
+        [every] = backward(slope * share)
+        return {name: every[name] for name in self.trained}, (each * share).sum()
+
+    def move(
+        self, params: Tensors, grads: Tensors, state: Tensors, rate: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(params', state') of those that there are gradients of: the trained ones, or what they were joined into."""
         if self.clip:
-            norm = torch.sqrt(sum(((g * g).sum() for g in grads.values()), torch.zeros_like(loss)) + 1e-12)
+            norm = torch.sqrt(functools.reduce(torch.add, [(g * g).sum() for g in grads.values()]) + 1e-12)
             scale = (self.clip / (norm + 1e-6)).clamp(max=1.0)
             grads = {name: g * scale for name, g in grads.items()}
-
         scalars = self.optimizer.advance(state)
         new_params: dict[str, Tensor] = {}
         new_state = dict(scalars)
-        for name in self.trained:
+        for name, grad in grads.items():
             slots = {slot: state[f"{slot}:{name}"] for slot in self.optimizer.slots}
-            touched = rows_touched(grads[name]) if name in self.tables else None
-            new_params[name], moved = self.optimizer.update(params[name], grads[name], slots, scalars, rate, touched)
+            touched = rows_touched(grad) if name in self.tables else None
+            new_params[name], moved = self.optimizer.update(params[name], grad, slots, scalars, rate, touched)
             new_state |= {f"{slot}:{name}": value for slot, value in moved.items()}
-        return new_params, new_state, loss
+        return new_params, new_state

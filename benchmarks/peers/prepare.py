@@ -19,7 +19,9 @@ from device_runtime.engines import GraphSpec, TensorSpec, open_engine
 from export.graphs import GraphPlan, NamedTensors
 from export.lowering import quiet, to_executorch, to_onnx, trace
 from export.models.classifier import SampleClassifier
+from export.package import STEPS_IN_A_CALL
 from export.parity import Oracle, check
+from export.scan import scan_steps
 from export.step import SGD, weighted_log_loss
 from export.training import EPSILON
 
@@ -41,18 +43,19 @@ class Loss(nn.Module):
 
 
 def device(chosen: Subject, folder: Path, engines: Sequence[str]) -> None:
-    """Write `step.FORMAT` for our own engines, checked against autograd, `spec.json` and `inputs`.
+    """Write `step.FORMAT` for our own engines, as many steps in a call as in a bundle and checked against autograd,
+    `spec.json` and `inputs` (of one step).
 
     Raises:
         EngineError: it cannot be lowered, or does not agree.
     """
-    traced = trace(chosen.plan)
+    traced, steps = trace(chosen.plan), STEPS_IN_A_CALL[chosen.plan.name]
     for name in engines:
         engine = open_engine(name)
         path = folder / f"step.{engine.format}"
-        path.write_bytes({"onnx": to_onnx, "executorch": to_executorch}[engine.format](traced))
-        check(traced.plan, Oracle(chosen.module, chosen.step), engine, path)
-    (folder / "spec.json").write_bytes(msgspec.json.encode(traced.plan.spec))
+        path.write_bytes({"onnx": scan_steps, "executorch": to_executorch}[engine.format](traced))
+        check(traced.plan, Oracle(chosen.module, chosen.step), engine, path, steps)
+    (folder / "spec.json").write_bytes(msgspec.json.encode(traced.plan.spec.stacked(steps)))
     arrays = {t.name: chosen.plan.examples[t.name].numpy() for t in traced.plan.spec.inputs}
     save_file({n: np.ascontiguousarray(a).reshape(a.shape) for n, a in arrays.items()}, folder / "inputs")
 

@@ -57,7 +57,7 @@ class Binding(ABC):
 
         Raises:
             GraphInputError: a tensor of the batch does not fit; nothing was run.
-            EngineError: the engine failed; the weights are those before the step.
+            EngineError: the engine failed; the weights are those before the step, or before one of several in a call.
         """
         if batch.keys() != self._expected.keys():
             self.spec.check_names(batch, tuple(self._batch.values()))

@@ -6,14 +6,14 @@ import ctypes
 import math
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from device_runtime.engines.binding import Binding
+from device_runtime.engines.binding import Binding, shape
 from device_runtime.engines.shim import VERSION, load_shim
-from device_runtime.engines.spec import Array, Arrays, GraphSpec, TensorSpec
+from device_runtime.engines.spec import BATCH_ROLES, STEPS, Array, Arrays, GraphSpec, TensorSpec
 from device_runtime.errors import EngineError
 
 _CODES = {"int32": 3, "int64": 4, "float16": 5, "float32": 6, "bool": 11}
@@ -24,7 +24,8 @@ _ERROR_BYTES = 1024
 
 
 class ExecuTorchGraph:
-    """A loaded program. Threads may share it; their calls run one after the other."""
+    """A loaded program, which takes one step. Where the spec has batches for several steps, the shim runs it several
+    times in a call. Threads may share it; their calls run one after the other."""
 
     def __init__(self, library: ctypes.CDLL, path: Path, spec: GraphSpec, threads: int) -> None:
         self.spec = spec
@@ -38,7 +39,7 @@ class ExecuTorchGraph:
         self._compare(path)
         # plain ctypes arrays, made once: building them would cost more than most calls
         given = len(spec.outputs)
-        self._into = (ctypes.c_void_p * given)()
+        self._into, self._into_strides = (ctypes.c_void_p * given)(), (ctypes.c_size_t * given)()
         self._out_dtypes = (ctypes.c_int32 * given)()
         self._out_ndims = (ctypes.c_int32 * given)()
         self._out_dims = (ctypes.c_int32 * (given * _MAX_DIMS))()
@@ -47,11 +48,17 @@ class ExecuTorchGraph:
 
     def __call__(self, inputs: Arrays) -> dict[str, Array]:
         self.spec.check(inputs)
+        if self.spec.steps:
+            bound = self.bind(inputs)
+            results = bound.step({t.name: inputs[t.name] for t in self.spec.of(*BATCH_ROLES, "hyper")})
+            last = bound.values()
+            return results | {given: last[taken] for given, taken in self.spec.carry.items()}
         with self._lock:
             # contiguous copies must outlive the call; not ascontiguousarray: it makes vectors of scalars
             held = [np.asarray(inputs[t.name], order="C") for t in self.spec.inputs]
             self._inputs.point(held)
-            return self.run(self._inputs, self._into, range(len(self.spec.outputs)))
+            self.run(self._inputs, self._into, self._into_strides)
+            return {tensor.name: self._output(i) for i, tensor in enumerate(self.spec.outputs)}
 
     def bind(self, values: Arrays) -> ExecuTorchBinding:
         return ExecuTorchBinding(self, values)
@@ -60,22 +67,24 @@ class ExecuTorchGraph:
         """To be held around `run`."""
         return self._lock
 
-    def run(self, inputs: _Inputs, into: ctypes.Array[ctypes.c_void_p], wanted: Iterable[int]) -> dict[str, Array]:
-        """Run on inputs that are known to fit: the outputs of these numbers, as the caller's own arrays.
+    def run(
+        self, inputs: _Inputs, into: ctypes.Array[ctypes.c_void_p], into_strides: ctypes.Array[ctypes.c_size_t]
+    ) -> None:
+        """Run on inputs that are known to fit.
 
-        into: for each output, the address that it is copied to, or null.
+        into: for each output, the address that it is copied to, or null; into_strides: how many bytes further at each
+        step.
 
         Raises:
-            EngineError: the program failed; nothing was copied.
+            EngineError: the program failed; nothing of that step was copied.
         """
         failed = self._library.coda_run(
-            *(self._handle, inputs.data, inputs.dtypes, inputs.ndims, inputs.dims, into),
-            *(self._out_dtypes, self._out_ndims, self._out_dims, self._out_data),
+            *(self._handle, inputs.steps, inputs.data, inputs.strides, inputs.dtypes, inputs.ndims, inputs.dims),
+            *(into, into_strides, self._out_dtypes, self._out_ndims, self._out_dims, self._out_data),
             *(self._error, _ERROR_BYTES),
         )
         if failed:
             raise EngineError(f"executorch failed while running the graph: {self._message()}")
-        return {self.spec.outputs[i].name: self._output(i) for i in wanted}
 
     def _output(self, i: int) -> Array:
         start = i * _MAX_DIMS
@@ -101,7 +110,7 @@ class ExecuTorchGraph:
                     found = "no tensor" if declared is None else f"{declared[0]} {list(declared[1])}"
                     raise EngineError(
                         f"{path.name}: {kind} {i} is {found}, but the manifest says "
-                        f"{tensor.name!r}, {tensor.dtype} {list(tensor.shape)}"
+                        f"{tensor.name!r}, {tensor.dtype} {list(_of_a_step(tensor))}"
                     )
 
     def _declared(self, output: int, i: int) -> tuple[str, tuple[int, ...]] | None:
@@ -112,13 +121,18 @@ class ExecuTorchGraph:
         return _NAMES.get(dtype.value, f"dtype {dtype.value}"), tuple(dims[: ndim.value])
 
     def _agrees(self, tensor: TensorSpec, dtype: str, largest: tuple[int, ...]) -> bool:
-        if dtype != tensor.dtype or len(largest) != len(tensor.shape):
+        wanted = _of_a_step(tensor)
+        if dtype != tensor.dtype or len(largest) != len(wanted):
             return False
-        bounds = [d if isinstance(d, int) else self.spec.bounds.get(d, (0, math.inf))[1] for d in tensor.shape]
+        bounds = [d if isinstance(d, int) else self.spec.bounds.get(d, (0, math.inf))[1] for d in wanted]
         return all(
             have == want if isinstance(d, int) else have >= want or want == math.inf
-            for d, want, have in zip(tensor.shape, bounds, largest, strict=True)
+            for d, want, have in zip(wanted, bounds, largest, strict=True)
         )
+
+
+def _of_a_step(tensor: TensorSpec) -> tuple[int | str, ...]:
+    return tensor.shape[1:] if tensor.shape[:1] == (STEPS,) else tensor.shape
 
 
 class _Inputs:
@@ -126,36 +140,49 @@ class _Inputs:
 
     def __init__(self, spec: GraphSpec) -> None:
         count = len(spec.inputs)
-        self.data = (ctypes.c_void_p * count)()
+        shapes = [_of_a_step(t) for t in spec.inputs]
+        self.steps = 1
+        self.data, self.strides = (ctypes.c_void_p * count)(), (ctypes.c_size_t * count)()
         self.dtypes = (ctypes.c_int32 * count)(*[_CODES[t.dtype] for t in spec.inputs])
-        self.ndims = (ctypes.c_int32 * count)(*[len(t.shape) for t in spec.inputs])
-        self.dims = (ctypes.c_int32 * sum(len(t.shape) for t in spec.inputs))()
+        self.ndims = (ctypes.c_int32 * count)(*[len(shape) for shape in shapes])
+        self.dims = (ctypes.c_int32 * sum(len(shape) for shape in shapes))()
+        self._stacked = [t.shape != shape for t, shape in zip(spec.inputs, shapes, strict=True)]
 
     def point(self, arrays: Sequence[Array]) -> None:
         """arrays: C-contiguous, in the spec's order; the caller keeps them alive."""
         self.data[:] = [array.ctypes.data for array in arrays]
-        self.dims[:] = [size for array in arrays for size in array.shape]
+        pairs = list(zip(arrays, self._stacked, strict=True))
+        self.steps = next((len(array) for array, stacked in pairs if stacked), 1)
+        self.strides[:] = [array.nbytes // self.steps if stacked else 0 for array, stacked in pairs]
+        self.dims[:] = [size for array, stacked in pairs for size in array.shape[stacked:]]
 
 
 class ExecuTorchBinding(Binding):
-    """The program reads the buffers where they lie; the shim copies what is carried back into them."""
+    """The program reads the buffers where they lie; the shim copies what is carried back into them, and the rest into
+    arrays of ours."""
 
     def __init__(self, graph: ExecuTorchGraph, values: Arrays) -> None:
+        count = len(graph.spec.outputs)
         self._graph = graph
         self._inputs = _Inputs(graph.spec)
-        self._into = (ctypes.c_void_p * len(graph.spec.outputs))()
-        self._results = [i for i, t in enumerate(graph.spec.outputs) if t.name not in graph.spec.carry]
+        self._into, self._into_strides = (ctypes.c_void_p * count)(), (ctypes.c_size_t * count)()
         super().__init__(graph.spec, values)
 
     def _bind(self) -> None:
         self._inputs.point([self.buffers[t.name] for t in self.spec.inputs])
+        self._results: dict[str, Array] = {}
         for i, tensor in enumerate(self.spec.outputs):
             if tensor.name in self.spec.carry:
-                self._into[i] = self.buffers[self.spec.carry[tensor.name]].ctypes.data
+                array = self.buffers[self.spec.carry[tensor.name]]
+            else:
+                array = self._results[tensor.name] = np.zeros(shape(tensor, self.sizes), tensor.dtype)
+                self._into_strides[i] = array.nbytes // self._inputs.steps
+            self._into[i] = array.ctypes.data
 
     def _run(self) -> dict[str, Array]:
         with self._graph.locked():
-            return self._graph.run(self._inputs, self._into, self._results)
+            self._graph.run(self._inputs, self._into, self._into_strides)
+        return {name: array.copy() for name, array in self._results.items()}
 
     def values(self) -> dict[str, Array]:
         return {name: self.buffers[name].copy() for name in self.spec.carry.values()}

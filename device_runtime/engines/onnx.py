@@ -114,8 +114,9 @@ class OnnxEngine:
         options.inter_op_num_threads = 1
         options.execution_mode = self._sequential
         options.graph_optimization_level = self._all
-        # patterns cost 1 MiB and gain nothing; without the arena, steps take a quarter longer (measured on a DIN)
-        options.enable_mem_pattern = False
+        # patterns cost 1 MiB, and several steps in a call take 5 to 14 % less by them; without the arena, a step takes
+        # a quarter longer (measured on a DIN and the classifier)
+        options.enable_mem_pattern = True
         if self._threads == 1:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 4  # what matters arrives as an exception

@@ -128,7 +128,7 @@ def load_shim(cache: Path | None = None) -> ctypes.CDLL:
     library.coda_count.restype = ctypes.c_int32
     library.coda_declared.argtypes = [handle, ctypes.c_int32, ctypes.c_int32, *[handle] * 3]
     library.coda_declared.restype = ctypes.c_int32
-    library.coda_run.argtypes = [*[handle] * 10, text, size]
+    library.coda_run.argtypes = [handle, ctypes.c_uint32, *[handle] * 11, text, size]
     library.coda_run.restype = ctypes.c_int32
     return library
 

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from device_runtime.samples import Feature, Schema
 from export.models.base import Catalogue, Recommender, gather, unit
 
+FEW_CATEGORIES = 64
+"""Up to so many, an item's categories are written as numbers for all of them: at most 256 bytes."""
+
 
 class HistoryModel(Recommender):
     """An item is its embedding beside the mean of its categories' embeddings: [2 * embedding].
@@ -34,11 +37,18 @@ class HistoryModel(Recommender):
 
     def rows(self) -> Tensor:
         """[rows, 2 * embedding]: every item at hand, once, instead of once per place in a history."""
-        categories = self.item_categories
-        count = (categories != 0).to(self.item.weight.dtype).sum(-1, keepdim=True).clamp(min=1)
+        categories, weight = self.item_categories, self.category.weight
+        among = torch.arange(weight.shape[0])
+        known = (among != 0).to(weight.dtype).unsqueeze(-1)
+        count = (categories != 0).to(weight.dtype).sum(-1, keepdim=True).clamp(min=1)
         # padding is masked in the small table, not in every item's four places: fewer numbers, and no gradient either
-        known = (torch.arange(self.category.weight.shape[0]) != 0).to(self.item.weight.dtype).unsqueeze(-1)
-        pooled = gather(self.category.weight * known, categories).sum(1) / count
+        if len(among) <= FEW_CATEGORIES:
+            # the mean as a product with each item's shares of the categories, [rows, categories]: they are not trained,
+            # so that a call of several steps computes them once
+            one = (among.unsqueeze(1) == among).to(weight.dtype) * known
+            pooled = (gather(one, categories).sum(1) / count) @ weight
+        else:
+            pooled = gather(weight * known, categories).sum(1) / count
         return torch.cat([self.item.weight, pooled], -1)
 
     def look_up(self, rows: Tensor, item: Tensor, history: Tensor) -> tuple[Tensor, Tensor, Tensor]:

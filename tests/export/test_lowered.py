@@ -1,6 +1,7 @@
 """Models and ways of training, lowered: each model on ONNX Runtime, several steps in a call; some on ExecuTorch."""
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -9,8 +10,8 @@ from device_runtime.engines import open_engine
 from device_runtime.trainer import advance, initial_state, train
 from export.audit import audited
 from export.graphs import classifier_plans, logits_of, recommender_plans
-from export.lowering import to_executorch, to_onnx
-from export.models import MODELS
+from export.lowering import to_executorch, to_onnx, trace
+from export.models import MODELS, history
 from export.models.classifier import SampleClassifier
 from export.parity import TOLERANCE, Oracle, check
 from export.scan import scan_steps
@@ -48,12 +49,12 @@ def lowered(name, training, lower, form):
 
 @pytest.mark.parametrize("name", ON_ONNX)
 def test_on_onnx_runtime(name, tmp_path):
-    plan, oracle, data = lowered(name, ON_ONNX[name], to_onnx, "onnx")
+    plan, oracle, data = lowered(name, ON_ONNX[name], scan_steps, "onnx")
     path = tmp_path / "step.onnx"
-    path.write_bytes(scan_steps(data, plan.spec))
+    path.write_bytes(data)
     parity = check(plan, oracle, open_engine("onnx"), path, most_steps=8)
     assert 0 < parity.worst <= TOLERANCE
-    assert pack_file(path.read_bytes())[0].size < MOST_BYTES["onnx"]
+    assert pack_file(data)[0].size < MOST_BYTES["onnx"]
 
 
 @pytest.mark.parametrize("name", ON_EXECUTORCH)
@@ -72,20 +73,22 @@ def classifier(tmp_path_factory):
     torch.manual_seed(0)
     module = SampleClassifier(5)
     step = Step(logits_of(module), tuple(n for n, _ in module.named_parameters()), Adam(epsilon=EPSILON))
-    traced = audited(classifier_plans(module, step)[1], ["onnx"])
-    data = to_onnx(traced)
+    traced = audited(classifier_plans(module, step)[1], ["onnx", "executorch"])
     folder = tmp_path_factory.mktemp("classifier")
-    (folder / "one.onnx").write_bytes(data)
-    (folder / "several.onnx").write_bytes(scan_steps(data, traced.plan.spec))
+    for name in ("one", "several"):
+        (folder / f"{name}.executorch").write_bytes(to_executorch(traced))
+    (folder / "one.onnx").write_bytes(to_onnx(traced))
+    (folder / "several.onnx").write_bytes(scan_steps(traced))
     values = {t.name: traced.plan.examples[t.name].numpy() for t in traced.plan.spec.of("param")}
     return traced.plan.spec, folder, values
 
 
-@pytest.mark.parametrize("engine", ["onnx", "reference"])
-def test_several_steps_in_a_call_are_the_same_steps(classifier, rng, engine):
+@pytest.mark.parametrize("name", ["onnx", "executorch", "reference"])
+def test_several_steps_in_a_call_are_the_same_steps(classifier, rng, name):
     spec, folder, values = classifier
-    one = open_engine(engine).load(folder / "one.onnx", spec)
-    several = open_engine(engine).load(folder / "several.onnx", spec.stacked(4))
+    engine = open_engine(name)
+    one = engine.load(folder / f"one.{engine.format}", spec)
+    several = engine.load(folder / f"several.{engine.format}", spec.stacked(4))
     assert (one.spec.steps, several.spec.steps, several.spec.batch) == (0, 4, one.spec.batch)
     x = rng.normal(size=(10, 32, 6)).astype(np.float32)
     stack = {"x": x, "label": (x[..., 0] > 0).astype(np.float32), "sample_weight": np.ones((10, 32), np.float32)}
@@ -123,3 +126,29 @@ def test_an_epoch_is_the_same_whichever_way_it_is_called(classifier, rng, count)
     assert losses_several == pytest.approx(losses_one, abs=1e-6)
     for name in values:
         np.testing.assert_allclose(several[name], one[name], atol=1e-6)
+
+
+def test_a_loop_joins_what_moves_and_leaves_out_what_stays(classifier):
+    """Adam's update is written once for the four tensors; what one step is told anew, the loop is told once."""
+    _, folder, _ = classifier
+    one, several = (onnx.load(folder / f"{name}.onnx").graph.node for name in ("one", "several"))
+    [loop] = [node for node in several if node.op_type == "Scan"]
+    [body] = [a.g for a in loop.attribute if a.name == "body"]
+    assert sum(node.op_type == "Sqrt" for node in one) == 4
+    assert sum(node.op_type == "Sqrt" for node in body.node) == 1
+
+
+def test_categories_of_items_are_outside_the_loop():
+    model, step = prepare(new("DIN"), Training("sgd"))
+    plan = recommender_plans(model, step)[2]
+    nodes = onnx.load_from_string(scan_steps(trace(plan))).graph.node
+    [body] = [a.g for node in nodes if node.op_type == "Scan" for a in node.attribute if a.name == "body"]
+    read = {name for node in body.node for name in node.input}
+    assert "item_categories" in {name for node in nodes for name in node.input} - read
+
+
+def test_a_mean_of_categories_is_the_same_by_their_shares(rng, monkeypatch):
+    model = new("DIN")
+    few = model.rows()
+    monkeypatch.setattr(history, "FEW_CATEGORIES", 0)
+    torch.testing.assert_close(model.rows(), few)

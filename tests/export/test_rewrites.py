@@ -31,6 +31,10 @@ def operators(exported: ExportedProgram) -> Counter[str]:
     )
 
 
+def added(rows: Tensor, at: Tensor) -> Tensor:
+    return torch.zeros(8, 32).index_put((at,), rows, accumulate=True)
+
+
 X = torch.linspace(-3, 3, 8 * 5 * 32).reshape(8, 5, 32)
 SCALAR = torch.tensor(0.3)
 CASES = {
@@ -39,6 +43,13 @@ CASES = {
     "a dropped dimension": (lambda x: x.sum(1, keepdim=True).view(8, 32) * 2, (X,), {"view": 0, "sum": 1}),
     "the same twice": (lambda x: (x * x).exp() + (x * x).exp(), (X,), {"exp": 1, "mul": 1}),
     "two scales": (lambda x, s, t: (s * (x.exp() * t)) + (s * (x.sin() * t)), (X, SCALAR, SCALAR + 1), {"mul": 3}),
+    "a vector that is turned": (lambda x: x[0, :, :1].sin().permute(1, 0) * 2, (X,), {"permute": 0, "view": 1}),
+    "a matrix that is turned": (lambda x: x[0].sin().permute(1, 0) * 2, (X,), {"permute": 1}),
+    "two scatters": (
+        lambda x, i: added(x[0], i) + added(x[1], i.flip(0)) + 0,
+        (X, torch.tensor([4, 0, 3, 3, 1])),
+        {"index_put": 2, "full": 1, "add": 1},
+    ),
     "a scale and a quotient": (lambda x, s, t: (s * (x.exp() / t)) - 1, (X, SCALAR, SCALAR + 1), {"div": 1, "mul": 1}),
 }
 

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from device_runtime.engines import ENGINES, Engine, open_engine
 from device_runtime.errors import EngineError, GraphInputError, InputError
 from device_runtime.trainer import advance
-from tests.device_runtime.engines.tiny import GRAPHS, MOST_ROWS, STEP, Load, Tiny, sample, step, tensors
+from tests.device_runtime.engines.tiny import GRAPHS, MOST_ROWS, SCATTER, STEP, Load, Tiny, sample, step, tensors
 
 
 def test_steps_are_those_of_autograd(load: Load) -> None:
@@ -241,3 +241,28 @@ def test_engines_agree_after_many_steps(tiny: Tiny, shim_cache: Path) -> None:
         ends.append(np.append(values["item.weight"].ravel(), loss))
     torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=1e-5)
     torch.testing.assert_close(ends[2], ends[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [2, 10, 64])
+def test_rows_are_added_to_those_that_ids_name(load: Load, rows: int) -> None:
+    """Ids may name a row twice. ExecuTorch's shim has a kernel of its own for this, and passes the other form on."""
+    given = sample(SCATTER, rows)
+    given["ids"][:2] = rows - 1
+    given["ids"][2:] = np.arange(len(given["ids"]) - 2) % (rows - 1)
+    found = load("scatter")(given)
+    expected = given["table"].copy()
+    np.add.at(expected, given["ids"], given["numbers"])
+    np.testing.assert_allclose(found["added"], expected, rtol=1e-6)
+    if rows > len(given["ids"]):
+        last = given["table"].copy()
+        last[given["ids"][2:]] = given["numbers"][2:]
+        np.testing.assert_array_equal(found["set"][:-1], last[:-1])
+
+
+@pytest.mark.parametrize("engine", ["executorch"], indirect=True)
+def test_a_row_that_does_not_exist_is_an_error_in_the_shims_kernel(load: Load) -> None:
+    """The device checks ids before anything runs; here the spec says nothing of a table that they belong to."""
+    given = sample(SCATTER)
+    given["ids"][3] = 10
+    with pytest.raises(EngineError, match="the program failed: InvalidArgument"):
+        load("scatter")(given)

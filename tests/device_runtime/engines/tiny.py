@@ -70,6 +70,19 @@ GATHER = GraphSpec(
     bounds=BOUNDS,
 )
 
+SCATTER = GraphSpec(
+    (
+        TensorSpec("table", "float32", ("rows", WIDTH), "param"),
+        TensorSpec("ids", "int64", (BATCH,), "feature"),
+        TensorSpec("numbers", "float32", (BATCH, WIDTH), "feature"),
+    ),
+    (
+        TensorSpec("added", "float32", ("rows", WIDTH), "output"),
+        TensorSpec("set", "float32", ("rows", WIDTH), "output"),
+    ),
+    bounds=BOUNDS,
+)
+
 
 def logits(params: dict[str, Tensor], history: Tensor, numbers: Tensor) -> Tensor:
     table = params["item.weight"]
@@ -137,6 +150,10 @@ def gather(table: Tensor, history: Tensor) -> tuple[Tensor, ...]:
     return (table.index_select(0, history.reshape(-1)).reshape(*history.shape, table.shape[1]),)
 
 
+def scatter(table: Tensor, ids: Tensor, numbers: Tensor) -> tuple[Tensor, ...]:
+    return table.index_put((ids,), numbers, accumulate=True), table.index_put((ids,), numbers)
+
+
 GRAPHS: dict[str, tuple[Callable[..., tuple[Tensor, ...]], GraphSpec]] = {
     "step": (step, STEP),
     "uphill": (uphill, STEP),
@@ -148,6 +165,7 @@ GRAPHS: dict[str, tuple[Callable[..., tuple[Tensor, ...]], GraphSpec]] = {
     "score": (score, SCORE),
     "types": (types, TYPES),
     "gather": (gather, GATHER),
+    "scatter": (scatter, SCATTER),
 }
 
 
