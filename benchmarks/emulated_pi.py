@@ -21,7 +21,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -29,18 +29,23 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from benchmarks import result
 from benchmarks.prepared import Prepared, engines_here, prepared
-from benchmarks.process import measured
-from device_runtime.bundle import write_atomically
+from benchmarks.process import coda_command, measured
+from device_runtime.bundle import read_tensors, write_atomically
 from device_runtime.engines.shim import FLAGS, SOURCE, cache_folder
 from device_runtime.errors import CodaError, InputError
+from device_runtime.samples import Float32
 
 DESCRIPTION = __doc__ or ""
 LOCAL, CANDIDATES = 100, 500
 TOLERANCE = 0.05
 """By how much a phase may grow: the engines' memory addresses alone move small phases by a per cent."""
+REPEATS = 3
+AGREEMENT = 1e-3
+"""How far weights may be from those that another architecture's kernels come to, relative to the largest."""
 SMALL = 2_000_000
 """Phases of fewer instructions are compared with this much slack: a retry of a lock would show in them."""
 _HERE = Path(__file__).parent / "emulation"
@@ -70,6 +75,8 @@ _COLUMNS = {
     "outcome": "",
     "instructions": ",d",
     "spread": ".1e",
+    "range": ".1e",
+    "differs": ".1e",
     "bytes_down": "d",
     "bytes_up": "d",
     "bytes_stored": "d",
@@ -113,9 +120,13 @@ def run(args: argparse.Namespace) -> int:
         _say("the ground floor's unit tests, emulated: this takes some minutes")
         _unit_tests(machine, work)
     with prepared(work / "served", engines, _say) as made:
-        rows = _rounds(made, machine, names)
+        rows = _rounds(made, machine, names, host=True)
     print("Rounds on an emulated Cortex-A72: instructions and bytes. No time, memory or energy is measured by this.")
-    print(f"{LOCAL} local samples, {CANDIDATES} candidates; spread: of repeating the round on a copy of the device")
+    print(f"{LOCAL} local samples, {CANDIDATES} candidates; later: the middle one of {REPEATS}")
+    print(
+        "spread, range: of repeating it on copies of the device; differs: its weights, or its loss where the old ones "
+        "stayed, from what this machine comes to"
+    )
     print(result.table(rows, _COLUMNS))
     for row in rows:
         print(f"{row['engine']}, {'first' if row['first'] else 'later'}: {_phases(row)}")
@@ -186,7 +197,13 @@ def _unit_tests(machine: Machine, work: Path) -> None:
 # -- rounds ---------------------------------------------------------------------------------------------------------
 
 
-def _rounds(made: Prepared, machine: Machine, engines: Sequence[str]) -> list[dict[str, Any]]:
+def _rounds(made: Prepared, machine: Machine, engines: Sequence[str], host: bool = False) -> list[dict[str, Any]]:
+    """A first and a later round on each engine. host: also do the later one on this machine, and compare what it
+    comes to.
+
+    Raises:
+        CodaError: a round failed, or the machines do not agree.
+    """
     rows = []
     with made.serving(CANDIDATES) as url, TemporaryDirectory(prefix="coda-pi-") as folder:
         history = Path(folder) / "history.csv"
@@ -195,23 +212,94 @@ def _rounds(made: Prepared, machine: Machine, engines: Sequence[str]) -> list[di
         for engine in engines:
             _say(f"rounds on {engine}")
             home = Path(folder) / engine
-            rows.append(_round(machine, home, engine, start) | {"first": True, "spread": None})
-            twin = Path(folder) / f"{engine}-twin"
-            shutil.copytree(home, twin)
-            later, again = _round(machine, home, engine), _round(machine, twin, engine)
-            spread = abs(later["instructions"] - again["instructions"]) / later["instructions"]
-            each = {name: abs(count - again["phases"].get(name, 0)) for name, count in later["phases"].items()}
-            rows.append(later | {"first": False, "spread": spread, "differences": each})
+            rows.append(_round(machine, home, engine, start) | {"first": True})
+            saved = home.with_suffix(".saved")
+            home.rename(saved)
+            repeats = []
+            for _ in range(REPEATS):
+                _restore(saved, home)
+                repeats.append(_round(machine, home, engine))
+            rows.append(summary(repeats) | {"first": False})
+            if host:
+                emulated = _came_to(home)
+                _restore(saved, home)
+                _coda_run(home, engine, lambda words: measured(coda_command(*words), machine.log))
+                rows[-1]["differs"] = disagreement(emulated, _came_to(home))
     return rows
+
+
+def _restore(saved: Path, home: Path) -> None:
+    """To the same path: a longer one is copied more slowly, and everything after it lies elsewhere in memory."""
+    shutil.rmtree(home, ignore_errors=True)
+    shutil.copytree(saved, home)
+
+
+def summary(repeats: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The middle one of several counts of the same round, with their median absolute deviation (spread) and the
+    distance of the extremes (range), both relative to it. Now and then a round finds memory laid out otherwise, since
+    an answer was a byte longer and the heap grew elsewhere; the middle one is no such outlier."""
+    ordered = sorted(repeats, key=lambda row: row["instructions"])
+    counts = [row["instructions"] for row in ordered]
+    middle = counts[len(counts) // 2]
+    deviation = sorted(abs(count - middle) for count in counts)[len(counts) // 2]
+    return ordered[len(counts) // 2] | {"spread": deviation / middle, "range": (counts[-1] - counts[0]) / middle}
+
+
+@dataclass(frozen=True)
+class Came:
+    """What a round came to. tensors: of the personal weights, if they were kept."""
+
+    outcome: str
+    kept: int
+    loss: float
+    tensors: Mapping[str, Float32]
+
+
+def _came_to(home: Path) -> Came:
+    [record] = json.loads((home / "out.json").read_text())["rows"]
+    files = (home / "phone" / "weights").glob("*.safetensors")
+    read = [read_tensors(path.read_bytes(), path.name) for path in files]
+    tensors = {name: value.astype(np.float32) for found in read for name, value in found.items()}
+    return Came(record["outcome"], record["kept"], record["verdict"]["loss_after"], tensors)
+
+
+def disagreement(one: Came, other: Came) -> float:
+    """The largest difference between the weights (or, where none were kept, the losses) of a round done twice, relative
+    to the largest of them.
+
+    Raises:
+        CodaError: they kept other samples, came to another verdict, or differ by more than rounding explains.
+    """
+    if (one.outcome, one.kept, sorted(one.tensors)) != (other.outcome, other.kept, sorted(other.tensors)):
+        raise CodaError(f"the same round ended otherwise here than emulated: {other} after {one}")
+    pairs = [(one.tensors[name], other.tensors[name]) for name in one.tensors]
+    pairs = pairs or [(np.array([one.loss], np.float32), np.array([other.loss], np.float32))]
+    largest = max(float(np.abs(a).max()) for a, _ in pairs)
+    differs = max(float(np.abs(a - b).max()) for a, b in pairs) / max(largest, 1e-12)
+    if not differs < AGREEMENT:
+        raise CodaError(f"emulated, a round's result differs by {differs:.1e} from this machine's own: not by rounding")
+    return differs
+
+
+def _coda_run(
+    home: Path, engine: str, execute: Callable[[Sequence[object]], object], words: Sequence[object] = ()
+) -> Any:
+    """One round of the device in a folder; its record."""
+    out = home / "out.json"
+    execute(["device", "run", "--home", home / "phone", "--engine", engine, "--json", out, *words])
+    [record] = json.loads(out.read_text())["rows"]
+    return record
 
 
 def _round(machine: Machine, home: Path, engine: str, words: Sequence[object] = ()) -> dict[str, Any]:
     home.mkdir(exist_ok=True)
-    phone, out, count, names = home / "phone", home / "out.json", home / "count", home / "phases.json"
+    phone, count, names = home / "phone", home / "count", home / "phases.json"
     before = _stored(phone)
-    command = ["device", "run", "--home", phone, "--engine", engine, "--json", out, *words]
-    machine.run(_HERE / "guest.py", names, *command, count=count)
-    [record] = json.loads(out.read_text())["rows"]
+
+    def counted(command: Sequence[object]) -> None:
+        machine.run(_HERE / "guest.py", names, *command, count=count)
+
+    record = _coda_run(home, engine, counted, words)
     traffic = record["bytes_by_message"].values()
     total, phases = read_counts(count.read_text(), json.loads(names.read_text()))
     return {

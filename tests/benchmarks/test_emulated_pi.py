@@ -7,10 +7,11 @@ import json
 import platform
 import shutil
 
+import numpy as np
 import pytest
 
 from benchmarks import emulated_pi
-from benchmarks.emulated_pi import compare, read_counts
+from benchmarks.emulated_pi import Came, compare, disagreement, read_counts, summary
 from device_runtime.errors import CodaError
 
 EMULATOR = f"qemu-{platform.machine()}"
@@ -38,6 +39,24 @@ def test_the_baseline_is_one_that_the_gate_can_read():
     assert set(found) == {"versions", "total", "phases"} and set(found["versions"]) == set(emulated_pi._versions())
     assert sum(found["phases"].values()) < found["total"]
     assert {"encode", "match", "filter", "tune", "judge"} <= set(found["phases"])
+
+
+def test_of_repeated_counts_the_middle_one_is_told_and_how_far_the_others_are():
+    told = summary([{"instructions": n, "phases": {"tune": n // 2}} for n in (1_000_500, 1_000_000, 1_000_010)])
+    assert told["instructions"] == 1_000_010 and told["phases"] == {"tune": 500_005}
+    assert told["spread"] == pytest.approx(1e-5, rel=0.01) and told["range"] == pytest.approx(5e-4, rel=0.01)
+
+
+def test_two_machines_agree_on_a_round_or_it_is_an_error():
+    here = Came("kept", 20, 0.5, {"head": np.float32([1, -4])})
+    there = Came("kept", 20, 0.5, {"head": np.float32([1, -4.0004])})
+    assert disagreement(here, there) == pytest.approx(1e-4, rel=0.01)
+    with pytest.raises(CodaError, match=r"differs by 2\.5e-01"):
+        disagreement(here, Came("kept", 20, 0.5, {"head": np.float32([2, -4])}))
+    with pytest.raises(CodaError, match="ended otherwise"):
+        disagreement(here, Came("kept", 21, 0.5, here.tensors))
+    refused = Came("refused", 20, 0.5, {})
+    assert disagreement(refused, Came("refused", 20, 0.5001, {})) == pytest.approx(2e-4, rel=0.01)
 
 
 @pytest.mark.skipif(
