@@ -14,6 +14,7 @@ BENCHES = {
     "engines": ("benchmarks.engines", "how long a training step takes on each engine, beside PyTorch eager"),
     "round": ("benchmarks.round", "what a whole round costs a device: CPU, memory, bytes, by phase"),
     "wire": ("benchmarks.wire", "how many bytes candidates and weights take on the wire, beside other formats"),
+    "fleet": ("benchmarks.fleet", "how fast a release reaches a million devices, and how far a bad one comes"),
     "emulated-pi": ("benchmarks.emulated_pi", "what a round takes on an emulated Raspberry Pi, in instructions"),
 }
 """name: (module, the question that it answers)"""
