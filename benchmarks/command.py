@@ -15,6 +15,7 @@ BENCHES = {
     "ort-versions": ("benchmarks.ort_versions", "how fast, large and talkative each version of onnxruntime is"),
     "round": ("benchmarks.round", "what a whole round costs a device: CPU, memory, bytes, by phase"),
     "wire": ("benchmarks.wire", "how many bytes candidates and weights take on the wire, beside other formats"),
+    "fleet": ("benchmarks.fleet", "how fast a release reaches a million devices, and how far a bad one comes"),
     "emulated-pi": ("benchmarks.emulated_pi", "what a round takes on an emulated Raspberry Pi, in instructions"),
 }
 """name: (module, the question that it answers)"""

@@ -1,0 +1,26 @@
+"""Rollout: who gets which bundle, how far a release has climbed, and whether it may go on.
+
+Pure: values in, values out. Nothing here reads a clock, a database or a random number; the server and the fleet
+simulator hand those in, so that what is simulated is what runs.
+"""
+
+from cloud.rollout.evidence import Arm, Evidence, Reports, summed
+from cloud.rollout.gates import Finding, Gate, judge
+from cloud.rollout.ladder import LADDER, Rollout, Rung
+from cloud.rollout.policy import Facts, Rule, decide
+
+__all__ = [
+    "LADDER",
+    "Arm",
+    "Evidence",
+    "Facts",
+    "Finding",
+    "Gate",
+    "Reports",
+    "Rollout",
+    "Rule",
+    "Rung",
+    "decide",
+    "judge",
+    "summed",
+]
