@@ -168,11 +168,14 @@ def _step_plan(
             0.05 if isinstance(step.optimizer, SGD) else 0.005
         ),
     }
+    if not step.rows.isdisjoint(step.trained):
+        batch[TensorSpec("table_rate", "float32", (), "hyper")] = torch.tensor(0.5)
 
     def function(inputs: NamedTensors) -> dict[str, Tensor]:
         held = {n: inputs[n] for n in step.state_names()}
         params = {n: inputs[n] for n in by_name}
-        new, moved, loss = step(params, held, inputs, inputs["label"], inputs["sample_weight"], inputs["learning_rate"])
+        rates = inputs["learning_rate"], inputs.get("table_rate")
+        new, moved, loss = step(params, held, inputs, inputs["label"], inputs["sample_weight"], *rates)
         return {f"new:{n}": v for n, v in (new | moved).items()} | {"loss": loss}
 
     carried = {spec.name: spec for spec in (*weights, *state)}

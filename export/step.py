@@ -179,7 +179,8 @@ class Step:
     """One training step of `logits(params, features)`.
 
     trained: names of the parameters that move; the others are inputs only. clip: global norm of the gradients, at
-    most (0 = no clipping). tables: those parameters that are embedding tables, whose rows are updated lazily.
+    most (0 = no clipping). tables: those parameters that are embedding tables, whose rows are updated lazily. rows:
+    those of the tables that learn at `table_rate`.
     """
 
     logits: Callable[[Tensors, Tensors], Tensor]
@@ -187,6 +188,7 @@ class Step:
     optimizer: Optimizer
     clip: float = 0.0
     tables: frozenset[str] = frozenset()
+    rows: frozenset[str] = frozenset()
 
     def state_names(self) -> tuple[str, ...]:
         """Names of the optimizer's state tensors, in the order of the graph's inputs."""
@@ -202,9 +204,16 @@ class Step:
         }
 
     def __call__(
-        self, params: Tensors, state: Tensors, features: Tensors, label: Tensor, weight: Tensor, rate: Tensor
+        self,
+        params: Tensors,
+        state: Tensors,
+        features: Tensors,
+        label: Tensor,
+        weight: Tensor,
+        rate: Tensor,
+        table_rate: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-        """(trained params', state', loss)."""
+        """(trained params', state', loss). table_rate: the learning rate of `rows`; None: that of all others."""
         # also of what stays fixed, and dropped as dead code: PyTorch takes another path through a frozen matrix, whose
         # backward is full of strided copies that ExecuTorch lacks
         moving = {name: value for name, value in params.items() if value.is_floating_point()}
@@ -225,6 +234,7 @@ class Step:
         for name in self.trained:
             slots = {slot: state[f"{slot}:{name}"] for slot in self.optimizer.slots}
             touched = rows_touched(grads[name]) if name in self.tables else None
-            new_params[name], moved = self.optimizer.update(params[name], grads[name], slots, scalars, rate, touched)
+            own = rate if table_rate is None or name not in self.rows else table_rate
+            new_params[name], moved = self.optimizer.update(params[name], grads[name], slots, scalars, own, touched)
             new_state |= {f"{slot}:{name}": value for slot, value in moved.items()}
         return new_params, new_state, loss

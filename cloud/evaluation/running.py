@@ -35,12 +35,14 @@ _WAVE = 4
 
 class Score(msgspec.Struct, frozen=True):
     """One method on one user's test rows. bins: of predicted probability -> (rows, sum of predictions, sum of labels).
-    failed: why the device kept the cloud's weights although the method did not say so; "" where nothing failed."""
+    own: whether other weights than the cloud's serve. failed: why the device kept those although the method did not say
+    so; "" where nothing failed."""
 
     auc: float
     log_loss: float
     bins: list[tuple[int, float, float]]
     spent: Spent
+    own: bool = True
     failed: str = ""
 
 
@@ -137,7 +139,8 @@ def _examined(device: Device, methods: Sequence[str]) -> UserResult:
             weights, spent = device.run(METHODS[name].run)
         except EngineError as error:  # training diverged: a device goes on with what it has
             weights, spent, failed = device.model.base, device.spent(), str(error)
-        scores[name] = score(test.labels, device.logits(test, weights), spent, failed)
+        own = weights is not device.model.base
+        scores[name] = score(test.labels, device.logits(test, weights), spent, own, failed)
     return UserResult(
         device.case.user, len(device.parts.local), len(test), float(test.labels.mean()), device.case.cap, scores
     )
@@ -145,17 +148,18 @@ def _examined(device: Device, methods: Sequence[str]) -> UserResult:
 
 def _filter_truth(device: Device, truth: Truth) -> FilterTruth | None:
     candidates = device.matched()
-    kept = device.filtered(candidates, "match").kept
-    return examine_filter(truth, device.case.user, candidates, device.cloud.origins(candidates), kept)
+    found = device.filtered(candidates, "match")
+    origins = device.cloud.origins(candidates) if device.settings.matching == "nearest" else None
+    return examine_filter(truth, device.case.user, candidates, origins, found.kept, found.labels)
 
 
-def score(labels: Float32, logits: Float32, spent: Spent, failed: str = "") -> Score:
+def score(labels: Float32, logits: Float32, spent: Spent, own: bool = True, failed: str = "") -> Score:
     p = 1 / (1 + np.exp(-np.clip(logits.astype(np.float64), -30, 30)))
     number = np.minimum((p * BINS).astype(int), BINS - 1)
     bins = [(int((at := number == i).sum()), float(p[at].sum()), float(labels[at].sum())) for i in range(BINS)]
     area = auc(labels, logits)
     assert area is not None, "users with one class in their test rows are not admitted"
-    return Score(area, log_loss(labels, logits), bins, spent, failed)
+    return Score(area, log_loss(labels, logits), bins, spent, own, failed)
 
 
 @lru_cache(maxsize=1)

@@ -83,6 +83,40 @@ class MethodResult(msgspec.Struct, frozen=True):
     failed: int = 0
 
 
+class JudgeErrors(msgspec.Struct, frozen=True):
+    """The judge of CoDA against the test rows. updates: rounds, users times seeds, that had one to judge. kept: share
+    of them that was let serve. harmful, helpful: share of updates with a user AUC more than 0.01 below or above the
+    cloud's. harmful_kept: share of the harmful ones that was let serve; helpful_refused: of the helpful ones, refused;
+    None where there were none. Test rows are few, so both hold their noise: a judge that knew the truth would not reach
+    zero."""
+
+    updates: int
+    kept: float
+    harmful: float
+    helpful: float
+    harmful_kept: float | None
+    helpful_refused: float | None
+
+
+def judge_errors(results: Mapping[int, Sequence[UserResult]]) -> JudgeErrors | None:
+    """None unless CoDA was played with the judge and without."""
+    users = [user.scores for seed in results.values() for user in seed]
+    known = [s for s in users if "coda" in s and "coda-no-judge" in s and s["coda-no-judge"].own]
+    if not known:
+        return None
+    gain = np.array([s["coda-no-judge"].auc - s["cloud"].auc for s in known])
+    kept = np.array([s["coda"].own for s in known])
+    harmful, helpful = gain < -BEYOND, gain > BEYOND
+    return JudgeErrors(
+        len(known),
+        float(kept.mean()),
+        float(harmful.mean()),
+        float(helpful.mean()),
+        float(kept[harmful].mean()) if harmful.any() else None,
+        float((~kept[helpful]).mean()) if helpful.any() else None,
+    )
+
+
 def bootstrap(differences: Floats, seed: int = 0) -> Difference:
     """differences: float64 [users]."""
     if len(differences) < 2:

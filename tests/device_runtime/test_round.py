@@ -73,8 +73,8 @@ def always(monkeypatch, activate):
     """Let the judge decide as the test needs it."""
     real = round_module.personalize.judge
 
-    def judged(labels, before, after):
-        return msgspec.structs.replace(real(labels, before, after), activate=activate)
+    def judged(*given):
+        return msgspec.structs.replace(real(*given), activate=activate)
 
     monkeypatch.setattr(round_module.personalize, "judge", judged)
 
