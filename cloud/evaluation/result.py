@@ -180,7 +180,7 @@ def table(result: Result) -> Table:
     shown.add_column("method", no_wrap=True)
     for name in ("user\nAUC", "GAUC", "log\nloss", "ECE", "minus cloud\n[95 %]", "minus local\n[95 %]"):
         shown.add_column(name, justify="right", no_wrap=True)
-    for name in ("up/\ndown", "p5", "CPU\ns", "KB\ndown", "kept"):
+    for name in ("up/\ndown", "worse,\nexpected", "p5", "CPU\ns", "KB\ndown", "kept"):
         shown.add_column(name, justify="right", no_wrap=True)
     for m in result.methods:
         shown.add_row(
@@ -192,6 +192,7 @@ def table(result: Result) -> Table:
             _difference(m.vs_cloud),
             _difference(m.vs_local),
             f"{100 * m.better:.0f}/{100 * m.worse:.0f}",
+            words.percent(m.expected.worse) if m.expected else "–",
             words.signed(m.p5),
             f"{m.cost.cpu_s:.2f}",
             f"{m.cost.bytes_down / 1e3:.1f}",
@@ -210,8 +211,8 @@ def _difference(found: Difference) -> str:
 
 def _caption(result: Result) -> str:
     lines = [
-        "up/down: % of users more than 0.01 AUC above or below the cloud; p5: the 5th percentile user; "
-        "ECE: calibration error."
+        "up/down: % of users more than 0.01 AUC above or below the cloud as measured; worse: the latter behind the "
+        "noise of few test rows; p5: the 5th percentile user; ECE: calibration error."
     ]
     lines += [f"not examined: {count} users: {reason}" for reason, count in result.dropped.users.items()]
     if result.dropped.not_drawn:

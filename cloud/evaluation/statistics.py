@@ -6,12 +6,14 @@ So an interval speaks of other users under this cloud model and this split, and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from cloud.evaluation.expectation import expected_tails
 from cloud.evaluation.running import BINS, Score, UserResult
 
 BEYOND = 0.01
@@ -60,8 +62,10 @@ class Stratum(msgspec.Struct, frozen=True):
 class MethodResult(msgspec.Struct, frozen=True):
     """mean_user_auc: of users' means over seeds. gauc: the same, weighted by test rows. log_loss, calibration (expected
     calibration error over ten bins) and predicted_over_observed: over all test rows. better, same, worse: shares of
-    users against the cloud, beyond 0.01 AUC; raw: the same, beyond 0. p5: 5th percentile of the users' differences from
-    the cloud. reference: an upper bound, not a method. failed: rounds, users times seeds, in which training failed."""
+    users against the cloud, beyond 0.01 AUC; raw: the same, beyond 0. expected: the same beyond 0.01, of true
+    differences behind the measured ones (`expectation`); null where rows are too few. p5: 5th percentile of the users'
+    differences from the cloud. reference: an upper bound, not a method. failed: rounds, users times seeds, in which
+    training failed."""
 
     name: str
     about: str
@@ -79,6 +83,7 @@ class MethodResult(msgspec.Struct, frozen=True):
     p5: float
     cost: Cost
     strata: list[Stratum]
+    expected: Shares | None = None
     reference: bool = False
     failed: int = 0
 
@@ -180,11 +185,20 @@ def summarize(
                 p5=float(np.quantile(mine - base, 0.05)),
                 cost=_cost(scores),
                 strata=_strata(counts, mine, base, local),
+                expected=_expected(results, name, mine - base),
                 reference=reference,
                 failed=sum(bool(s.failed) for s in scores),
             )
         )
     return found
+
+
+def _expected(results: Mapping[int, Sequence[UserResult]], name: str, differences: Floats) -> Shares | None:
+    """Seeds share their test rows, so a mean over them is no less noisy than one."""
+    each = [[user.scores[name].variance for user in seed] for seed in results.values()]
+    variances = np.array([[math.inf if v is None else v for v in seed] for seed in each]).mean(0)
+    found = expected_tails(differences, variances, BEYOND)
+    return None if found is None else Shares(found[1], 1 - sum(found), found[0])
 
 
 def calibration(scores: Sequence[Score]) -> tuple[float, float]:
