@@ -1,15 +1,17 @@
 """How many bytes candidates and weight updates take on the wire, beside general formats.
 
 The candidates are those that a server's matching really gives for a user of the example data, histories of 50. Every
-format is given the same content: an item, a label and a history as a multiset, ascending; weights as int8 rows with a
-scale. Bytes are per candidate (or per moved row), all overhead included. Times are per item, in microseconds, medians
-of interleaved runs; general formats start from and end with Python objects, ours with arrays that a round can use.
+format is given the same content: an item, a label (a whole number of 1/255 where it is soft) and a history as a
+multiset, ascending; weights as int8 rows with a scale. Bytes are per candidate (or per moved row), all overhead
+included. Times are per item, in microseconds, medians of interleaved runs; general formats start from and end with
+Python objects, ours with arrays that a round can use.
 
 payloads:
-  candidates                  as matched; the rows of their items are not in it
+  candidates                  pooled, as matched; the rows of their items are not in it
   candidates + rows           the same with the rows of their items, for a device that holds no shard
   candidates + lacking rows   the same for a device that holds the shards of its own items, as after its first round
-  candidates of 30            as many of only those 30 contributors who match best: more of them share a history
+  nearest samples             single samples, as `matching = nearest` has them: each with its contributor's history
+  nearest samples of 30       as many of only those 30 contributors who match best: more of them share a history
   weight update               the rows that fine-tuning on the user's samples moved
 """
 
@@ -32,15 +34,16 @@ from benchmarks.codecs import Records, others
 from benchmarks.prepared import Prepared, engines_here, prepared
 from cloud.home import ServerHome
 from cloud.http.services import Services
-from cloud.matching import match
+from cloud.matching import match, pooled
 from device_runtime import personalize
 from device_runtime.engines import open_engine
 from device_runtime.model import VOCABULARY, Model
-from device_runtime.query import centroids
+from device_runtime.query import centroids, profile
 from device_runtime.samples import Int64, Ragged, SampleBatch
 from device_runtime.stream import samples
 from device_runtime.tables import shard_of
 from device_runtime.wire import (
+    LABEL_STEPS,
     MatchAnswer,
     MatchQuery,
     Rows,
@@ -123,9 +126,11 @@ def _payloads(made: Prepared, services: Services, local: int, candidates: int) -
     mine = samples(made.events.take(np.arange(local)), manifest.schema)
     train, _ = personalize.split(local, manifest.settings.holdout)
     rng = np.random.default_rng(0)
-    query = centroids(encoder.encode(mine.take(train)), manifest.settings.centroids, rng)
-    none = np.zeros(0, np.int32)
-    found, _ = match(services.pool, services.store, MatchQuery(manifest.encoder, query, candidates, none), 0)
+    embedded, none, settings = encoder.encode(mine), np.zeros(0, np.int32), manifest.settings
+    query = centroids(embedded[: len(train)], settings.centroids, rng)
+    nearest, _ = match(services.pool, services.store, MatchQuery(manifest.encoder, query, candidates, none), 0)
+    asked = MatchQuery(manifest.encoder, profile(embedded, manifest.filter_from), candidates, none)
+    found, _ = pooled(services.pool, services.store, asked, 0, settings, services.residuals)
     few = services.pool.gather(_of_few(services, query, candidates))
     shards = len(manifest.tables[VOCABULARY].shards)
     keys = [made.dataset.items[int(i)] for i in mine.ids(VOCABULARY)]
@@ -134,7 +139,8 @@ def _payloads(made: Prepared, services: Services, local: int, candidates: int) -
         _answer("candidates", found, None),
         _answer("candidates + rows", found, encoder.rows(found.ids(VOCABULARY), none)),
         _answer("candidates + lacking rows", found, encoder.rows(found.ids(VOCABULARY), held)),
-        _answer(f"candidates of {_FEW}", few, None),
+        _answer("nearest samples", nearest, None),
+        _answer(f"nearest samples of {_FEW}", few, None),
         _update(Model.open(manifest, open_engine("onnx"), services.blobs), mine.take(train), rng),
     ]
 
@@ -162,9 +168,11 @@ def _answer(name: str, batch: SampleBatch, rows: Rows | None) -> Payload:
     assert isinstance(history, Ragged)
     cut = history.newest(batch.schema["history"].bound)
     items = np.asarray(batch.columns["item"]).tolist()
+    hard = bool(np.isin(batch.labels, (0, 1)).all())
+    labels = np.rint(batch.labels * (1 if hard else LABEL_STEPS)).astype(int).tolist()
     records: list[dict[str, Any]] = [
-        {"item": item, "label": int(label), "history": sorted(cut.row(i).tolist())}
-        for i, (item, label) in enumerate(zip(items, batch.labels, strict=True))
+        {"item": item, "label": label, "history": sorted(cut.row(i).tolist())}
+        for i, (item, label) in enumerate(zip(items, labels, strict=True))
     ]
     if rows is not None and len(rows.ids):
         # in other formats a record each, of the same fields: half-precision numbers as the integers of their bits

@@ -38,6 +38,13 @@ class Encoder:
         table = LocalTable.build(ids, [self._picked(self._at(ids))], self._model.padding)
         return self._model.encode(samples, table)
 
+    def predict(self, samples: SampleBatch) -> Float32:
+        """The cloud model's probability of a like, float32 [n]. Raises: InputError: an id is not in the vocabulary."""
+        ids = samples.ids(VOCABULARY)
+        table = LocalTable.build(ids, [self._picked(self._at(ids))], self._model.padding)
+        logits = self._model.logits(samples, table, self._model.base)
+        return (1 / (1 + np.exp(-np.clip(logits, -30, 30)))).astype(np.float32)
+
     def rows(self, ids: Int32, held: Int32) -> Rows:
         """The rows of those ids (ascending) whose shard is not among `held`."""
         at = self._at(ids)

@@ -3,6 +3,11 @@
 CoDA (arXiv 2201.10382) trains it on the device, local samples against outside ones. The candidates are both the
 outside class and what is to be judged, so they are cross-fitted: each half is scored by a classifier that was
 trained against the other half, and none is pushed out merely because it was itself a negative.
+
+A candidate with a soft label m stands for two: one liked, of mass m, and one not, of mass 1 - m. The classifier judges
+both, and what it says of the ratio of densities between the user and the outside (Sugiyama et al., 2008) corrects the
+label: m' = m r1 / (m r1 + (1 - m) r0). Soft labels themselves are never shown to it: local labels are hard, so it could
+tell the sides apart at a glance.
 """
 
 from __future__ import annotations
@@ -11,7 +16,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from device_runtime.bundle import RoundSettings
 from device_runtime.engines import Array, Graph
@@ -24,11 +28,12 @@ _FOLDS = 2
 @dataclass(frozen=True)
 class Filtered:
     """kept: int64 positions among the candidates, best first. scores: float32 [candidates], the probability of being
-    the user's own. weights: float32 [kept]: that probability, so at least one half."""
+    the user's own. weights: float32 [kept]: that probability, or ones. labels: float32 [kept], those to train on."""
 
     kept: Int64
     scores: Float32
     weights: Float32
+    labels: Float32
 
 
 def classifier_inputs(embeddings: Float32, labels: Float32, filter_from: int) -> Float32:
@@ -45,19 +50,39 @@ def filter_candidates(
     settings: RoundSettings,
     rng: np.random.Generator,
 ) -> Filtered:
-    """Train the classifier and keep the candidates inside its boundary, at most `keep_per_local` per local sample.
+    """Train the classifier and keep the candidates inside its boundary, at most `keep`.
 
     local_x, candidate_x: from `classifier_inputs`. initial: the classifier's weights as shipped.
     """
-    probability = np.zeros(len(candidate_x), np.float32)
-    fold = rng.permutation(len(candidate_x)) % _FOLDS
-    for number in range(_FOLDS if len(candidate_x) >= _FOLDS else 0):
-        against = candidate_x[fold != number]
-        weights = _fit(step, initial, local_x, against, settings, rng)
-        logit = scores(score, {n: weights[n] for n in initial}, {"x": candidate_x[fold == number]})
-        probability[fold == number] = 1 / (1 + np.exp(-np.clip(logit, -30, 30)))
-    kept = _inside(probability, round(settings.keep_per_local * len(local_x)))
-    return Filtered(kept, probability, probability[kept])
+    count = len(candidate_x)
+    liked = np.clip(candidate_x[:, -1] + 0.5, 0, 1)
+    if count < _FOLDS or not settings.classifier_epochs:
+        kept = np.arange(count, dtype=np.int64)[: settings.keep]
+        return Filtered(kept, np.full(count, 0.5, np.float32), np.ones(len(kept), np.float32), liked[kept])
+    halves = np.concatenate([_labelled(candidate_x, 1), _labelled(candidate_x, 0)])
+    mass = np.concatenate([liked, 1 - liked])
+    logit = np.zeros(2 * count, np.float32)
+    fold = np.tile(rng.permutation(count) % _FOLDS, 2)
+    for number in range(_FOLDS):
+        against = (fold != number) & (mass > 0)
+        weights = _fit(step, initial, local_x, halves[against], mass[against], settings, rng)
+        judged = {"x": halves[fold == number]}
+        logit[fold == number] = scores(score, {n: weights[n] for n in initial}, judged)
+    bound = float(np.log(settings.ratio_bound))
+    ratio = np.exp(np.clip(logit, -bound, bound))
+    of_liked, of_not = liked * ratio[:count], (1 - liked) * ratio[count:]
+    density = of_liked + of_not
+    probability = (density / (1 + density)).astype(np.float32)
+    order = np.argsort(-probability, kind="stable")
+    kept = order[probability[order] >= settings.threshold][: settings.keep]
+    weights_kept = probability[kept] if settings.density_weights else np.ones(len(kept), np.float32)
+    return Filtered(kept, probability, weights_kept, (of_liked / density)[kept].astype(np.float32))
+
+
+def _labelled(x: Float32, label: int) -> Float32:
+    found = x.copy()
+    found[:, -1] = label - 0.5
+    return found
 
 
 def _fit(
@@ -65,13 +90,15 @@ def _fit(
     initial: Mapping[str, Array],
     local: Float32,
     outside: Float32,
+    mass: Float32,
     settings: RoundSettings,
     rng: np.random.Generator,
 ) -> Mapping[str, Array]:
     """Both classes weigh the same in total, so that 0.5 is the boundary whatever their sizes."""
     x = np.concatenate([local, outside])
     label = np.concatenate([np.ones(len(local)), np.zeros(len(outside))]).astype(np.float32)
-    weight = np.where(label > 0, 0.5 / len(local), 0.5 / len(outside)) * len(x)
+    own = np.full(len(local), 0.5 / len(local))
+    weight = np.concatenate([own, 0.5 * mass / mass.sum()]) * len(x)
     values = {**initial, **initial_state(step.spec, initial)}
     trained, _ = train(
         step,
@@ -84,8 +111,3 @@ def _fit(
         rng=rng,
     )
     return trained
-
-
-def _inside(probability: Float32, most: int) -> npt.NDArray[np.int64]:
-    order = np.argsort(-probability, kind="stable")
-    return order[probability[order] >= 0.5][:most]

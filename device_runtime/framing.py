@@ -9,7 +9,7 @@ import zstandard
 from device_runtime.errors import WireError
 
 MAGIC = b"CoDA"
-VERSION = 2
+VERSION = 3
 MAX_BODY = 64 << 20
 """Bytes of a decompressed body, at most."""
 

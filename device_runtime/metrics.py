@@ -30,5 +30,10 @@ def mean_user_auc(users: npt.NDArray[np.integer], labels: Float32, logits: Float
 
 def log_loss(labels: Float32, logits: Float32) -> float:
     """Mean binary cross-entropy; labels may be soft."""
+    return float(np.mean(losses(labels, logits)))
+
+
+def losses(labels: Float32, logits: Float32) -> npt.NDArray[np.float64]:
+    """Binary cross-entropy of each, float64 [n]."""
     x = logits.astype(np.float64)
-    return float(np.mean(np.maximum(x, 0) - x * labels + np.log1p(np.exp(-np.abs(x)))))
+    return np.asarray(np.maximum(x, 0) - x * labels + np.log1p(np.exp(-np.abs(x))), np.float64)

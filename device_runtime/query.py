@@ -1,12 +1,35 @@
-"""The query: a few centroids of the embedded local samples. It is all that the cloud learns of them in a round."""
+"""The query: the user's profile, or a few centroids of the embedded local samples. It is all that the cloud learns."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from device_runtime.bundle import RoundSettings
 from device_runtime.samples import Float32
 
 _ITERATIONS = 10
+
+
+def vectors(embeddings: Float32, filter_from: int, settings: RoundSettings, rng: np.random.Generator) -> Float32:
+    """What is sent, float32 [k, width], unit rows: see `RoundSettings.matching`.
+
+    embeddings: of the local samples, oldest first. filter_from: the first column that describes the impression.
+    """
+    if settings.matching == "nearest":
+        return centroids(embeddings, settings.centroids, rng)
+    return profile(embeddings, filter_from)
+
+
+def profile(embeddings: Float32, filter_from: int) -> Float32:
+    """float32 [1, width]: the person behind the newest sample, without its impression; no row if nothing is known.
+
+    Against it, samples of the pool compare by their contributors alone.
+    """
+    found = embeddings[-1:].copy()
+    found[:, filter_from:] = 0
+    norm = np.linalg.norm(found, axis=1, keepdims=True)
+    known: Float32 = (found / np.maximum(norm, 1e-6))[norm[:, 0] > 1e-6].astype(np.float32)
+    return known
 
 
 def centroids(embeddings: Float32, k: int, rng: np.random.Generator) -> Float32:

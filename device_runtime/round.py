@@ -10,6 +10,7 @@ weights as one that was not.
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from safetensors.numpy import save as save_safetensors
 
 from device_runtime import filtering, personalize, query
 from device_runtime.bundle import read_tensors
+from device_runtime.candidates import as_own, with_history_of
 from device_runtime.engines import Engine
 from device_runtime.errors import CodaError, Refused, StoreError, TransportError, Yielded
 from device_runtime.home import DeviceHome
@@ -224,11 +226,12 @@ class Round:
             if self.progress.local < settings.min_local:
                 self.progress.outcome = "too few samples"
                 return "done"
-            embeddings = model.encode(local.train, model.table(local.everything.ids(VOCABULARY), model.base))
+            everything = local.everything
+            embeddings = model.encode(everything, model.table(everything.ids(VOCABULARY), model.base))
             asked = encode_query(
                 MatchQuery(
                     model.manifest.encoder,
-                    query.centroids(embeddings, settings.centroids, self._rng()),
+                    query.vectors(embeddings, model.manifest.filter_from, settings, self._rng()),
                     settings.candidates,
                     np.array(model.held(), np.int32),
                 )
@@ -260,10 +263,11 @@ class Round:
         answer, model, local = self.answer, self.model, self.local
         if answer is None or not len(answer.candidates):
             return self._tune()
-        candidates = answer.candidates
+        settings = model.manifest.settings
         with self.meter.phase("filter"):
-            embeddings = self._tensors("encoded")["embeddings"].astype(np.float32)
+            embeddings = self._tensors("encoded")["embeddings"].astype(np.float32)[: len(local.train)]
             table = model.table(self._ids(), model.base, self.rows)
+            candidates = as_own(answer.candidates, local.everything, model, table, settings)
             start = model.manifest.filter_from
             found = filtering.filter_candidates(
                 model.graph("classifier_score"),
@@ -271,7 +275,7 @@ class Round:
                 model.classifier,
                 filtering.classifier_inputs(embeddings, local.train.labels, start),
                 filtering.classifier_inputs(model.encode(candidates, table), candidates.labels, start),
-                model.manifest.settings,
+                settings,
                 self._rng(),
             )
             kept = candidates.take(found.kept)
@@ -284,7 +288,8 @@ class Round:
                 float(candidates.labels.mean()),
             )
             self.progress.kept = len(kept)
-            self._keep("filter", save_safetensors({"kept": found.kept, "weights": found.weights}))
+            made = {"kept": found.kept, "weights": found.weights, "labels": found.labels}
+            self._keep("filter", save_safetensors(made))
         return "filtered"
 
     def _augmentation(self) -> Augmentation | None:
@@ -293,6 +298,9 @@ class Round:
             return None
         found = self._tensors("filter")
         kept = self.answer.candidates.take(found["kept"].astype(np.int64))
+        if self.model.manifest.settings.matching == "pooled":
+            kept = with_history_of(kept, self.local.everything)
+        kept = dataclasses.replace(kept, labels=found["labels"].astype(np.float32))
         return Augmentation(kept, found["weights"].astype(np.float32))
 
     def _tune(self) -> str:
@@ -314,7 +322,8 @@ class Round:
             active = self.home.active_weights(model)
             before = model.logits(local.held_out, model.table(self._ids(), active, self.rows), active)
             after = model.logits(local.held_out, personal_table(base, tuned), tuned)
-            self.progress.verdict = personalize.judge(local.held_out.labels, before, after)
+            settings = model.manifest.settings
+            self.progress.verdict = personalize.judge(local.held_out.labels, before, after, settings)
             self.progress.outcome = "activated" if self.progress.verdict.activate else "kept"
         return "judged"
 

@@ -77,12 +77,13 @@ def train(
     rate: float,
     epochs: int,
     rng: np.random.Generator,
+    table_rate: float | None = None,
 ) -> tuple[dict[str, Array], list[float]]:
     """Epochs of a step graph over n samples: (all values with those updated that train, mean loss of each epoch).
 
     values: parameters and attributes; optimizer state starts at zero unless it is among them. features: name ->
     [n, ...] as the graph takes them. labels: float [n]. weights: float [n], at least 0; samples of weight 0 are left
-    out.
+    out. table_rate: the learning rate of rows of tables, if not the same.
 
     Raises:
         InputError: nothing to train on, lengths differ, the rate is not above 0, labels are not from 0 to 1, or a
@@ -99,7 +100,8 @@ def train(
     used = np.flatnonzero(weights > 0)
     if not len(used):
         raise InputError("there are no samples of weight above 0 to train on")
-    hyper: dict[str, Array] = {t.name: np.array(rate, t.dtype) for t in spec.of("hyper")}
+    rates = {"table_rate": rate if table_rate is None else table_rate}
+    hyper: dict[str, Array] = {t.name: np.array(rates.get(t.name, rate), t.dtype) for t in spec.of("hyper")}
     bound = graph.bind(current)
     losses = []
     for epoch in range(epochs):

@@ -25,10 +25,13 @@ from device_runtime.samples import Column, Float32, Int32, Int64, Ragged, Sample
 
 MAX_REPORT = 1 << 20
 """Bytes of a decompressed report, at most."""
+LABEL_STEPS = 255
+"""Soft labels of pooled candidates are whole numbers of 1/255: a byte each, and finer than their standard error."""
 REPORT_DICTIONARY = (
     b'"error":"","auc_before":null,"auc_after":null,"verdict":null,'
     b'["pull","self-test","encode","match","filter","tune","judge","activate","contribute","clean"]executorch too few '
-    b"samples failed log loss did not fall (0. to 0.) log loss fell (0. to 0.) and AUC did not AUC fell (0. to 0.)"
+    b"samples failed held-out log loss rose by 0.0, its standard error being 0.0"
+    b"held-out log loss changed by -0.0, no evidence of harm (standard error 0.0)"
     b'{"round":"","bundle":1,"engine":"onnx","outcome":"kept","outcome":"activated","local":100,"candidates":500,'
     b'"kept":100,"verdict":{"activate":false,"activate":true,"reason":"","samples":20,"loss_before":0.,"loss_after":0.,'
     b'"auc_before":0.,"auc_after":0.},"phases":{"phase":["pull","encode","match","filter","tune","judge","activate",'
@@ -104,7 +107,7 @@ class _Batch(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     vocabularies: dict[str, bytes]
     columns: list[_Column]
     labels: bytes
-    soft: bool
+    steps: int
 
 
 class _Query(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -271,16 +274,35 @@ def _batch(samples: SampleBatch) -> _Batch:
         else:
             parts = (np.asarray(column, "<f4").tobytes(),)
         columns.append(_Column(feature.name, feature.kind, parts))
-    hard = bool(np.isin(samples.labels, (0, 1)).all())
-    labels = pack(samples.labels.astype(np.int64)) if hard else samples.labels.astype("<f4").tobytes()
-    return _Batch({k: pack(v) for k, v in sorted(distinct.items())}, columns, labels, not hard)
+    labels, steps = _packed_labels(samples.labels)
+    return _Batch({k: pack(v) for k, v in sorted(distinct.items())}, columns, labels, steps)
+
+
+def _packed_labels(labels: Float32) -> tuple[bytes, int]:
+    """(bytes, steps): whole numbers of 1 / steps where that loses nothing, else float32 numbers and 0."""
+    for steps in (1, LABEL_STEPS):
+        if (in_steps(labels, steps) == labels).all():
+            return pack(np.rint(labels * np.float32(steps)).astype(np.int64)), steps
+    return labels.astype("<f4").tobytes(), 0
+
+
+def in_steps(labels: Float32, steps: int = LABEL_STEPS) -> Float32:
+    """Labels rounded to whole numbers of 1 / steps."""
+    return _unpacked(np.rint(labels * np.float32(steps)), steps)
+
+
+def _unpacked(numbers: npt.NDArray[np.generic], steps: int) -> Float32:
+    found: Float32 = numbers.astype(np.float32) / np.float32(steps)
+    return found
 
 
 def _samples(body: _Batch, schema: Schema) -> SampleBatch:
     vocabularies = {name: int32(unpack(data)) for name, data in body.vocabularies.items()}
     columns: dict[str, Column] = {}
     try:
-        labels = np.frombuffer(body.labels, "<f4") if body.soft else unpack(body.labels)
+        if body.steps < 0:
+            raise WireError(f"labels cannot be in steps of 1/{body.steps}")
+        labels = _unpacked(unpack(body.labels), body.steps) if body.steps else np.frombuffer(body.labels, "<f4")
         for column in body.columns:
             feature = schema[column.name]
             if feature.kind != column.kind:

@@ -183,7 +183,7 @@ def _step_plan(
 ) -> GraphPlan:
     def moved(inputs: NamedTensors) -> Moved:
         params = {spec.name: inputs[spec.name] for spec in weights}
-        return step(params, inputs, inputs, inputs["label"], inputs["sample_weight"], inputs["learning_rate"])
+        return step(params, inputs, inputs, inputs["label"], inputs["sample_weight"], *_rates(inputs))
 
     plan = _carrying(name, step, moved, weights, step.trained, features)
     members = tuple(
@@ -204,7 +204,7 @@ def _step_plan(
         grads, loss = step.gradients(params, inputs, inputs["label"], inputs["sample_weight"])
         vector = torch.cat([grads[member].reshape(-1) for member, _ in members])
         joined = {JOINED: vector} | {n: g for n, g in grads.items() if n not in names}
-        return *step.move({**params, JOINED: inputs[JOINED]}, joined, inputs, inputs["learning_rate"]), loss
+        return *step.move({**params, JOINED: inputs[JOINED]}, joined, inputs, *_rates(inputs)), loss
 
     vector = torch.cat([value.reshape(-1) for spec, value in weights.items() if spec.name in names])
     held = {TensorSpec(JOINED, "float32", (sum(sizes),), "param"): vector, **others}
@@ -237,6 +237,8 @@ def _carrying(
             0.05 if isinstance(step.optimizer, SGD) else 0.005
         ),
     }
+    if not step.rows.isdisjoint(step.trained):
+        batch[TensorSpec("table_rate", "float32", (), "hyper")] = torch.tensor(0.5)
 
     def function(inputs: NamedTensors) -> dict[str, Tensor]:
         new, state, loss = moved(inputs)
@@ -252,6 +254,10 @@ def _carrying(
     )
     carry = {key: key.removeprefix("new:") for key in order if key != "loss"}
     return _plan(name, function, {**weights, **state}, {**features, **batch}, outputs, carry)
+
+
+def _rates(inputs: NamedTensors) -> tuple[Tensor, Tensor | None]:
+    return inputs["learning_rate"], inputs.get("table_rate")
 
 
 def _as_output(spec: TensorSpec, name: str) -> TensorSpec:

@@ -106,8 +106,13 @@ class _Reference:
         self.chance = torch.Generator().manual_seed(0)
         self.optimizer: torch.optim.Optimizer | None = None
         if self.step is not None:
-            moving = [p for n, p in self.module.named_parameters() if n in self.step.trained]
-            self.optimizer = _torch_optimizer(self.step.optimizer, moving)
+            moving = {n: p for n, p in self.module.named_parameters() if n in self.step.trained}
+            split = {
+                name: [p for n, p in moving.items() if (n in self.step.rows) == (name == "table_rate")]
+                for name in ("learning_rate", "table_rate")
+            }
+            groups = [{"params": params, "rate": name} for name, params in split.items() if params]
+            self.optimizer = _torch_optimizer(self.step.optimizer, groups)
 
     def call(self, batch: Mapping[str, Array]) -> dict[str, np.ndarray[Any, Any]]:
         tensors = {n: torch.from_numpy(np.array(a)) for n, a in batch.items()}
@@ -118,7 +123,7 @@ class _Reference:
             return {self.plan.spec.outputs[0].name: output.numpy()}
         assert self.optimizer is not None
         for group in self.optimizer.param_groups:
-            group["lr"] = float(tensors["learning_rate"])
+            group["lr"] = float(tensors[group["rate"]])
         self.optimizer.zero_grad()
         weight = tensors["sample_weight"]
         each = nn.functional.binary_cross_entropy_with_logits(
@@ -181,7 +186,7 @@ class _Reference:
         return found
 
 
-def _torch_optimizer(ours: Optimizer, moving: list[nn.Parameter]) -> torch.optim.Optimizer:
+def _torch_optimizer(ours: Optimizer, moving: list[dict[str, Any]]) -> torch.optim.Optimizer:
     if isinstance(ours, SGD):
         return torch.optim.SGD(moving, lr=0.0, momentum=ours.momentum, weight_decay=ours.weight_decay)
     if isinstance(ours, Adam):

@@ -189,7 +189,8 @@ class Step:
     """One training step of `logits(params, features)`.
 
     trained: names of the parameters that move; the others are inputs only. clip: global norm of the gradients, at
-    most (0 = no clipping). tables: those parameters that are embedding tables, whose rows are updated lazily.
+    most (0 = no clipping). tables: those parameters that are embedding tables, whose rows are updated lazily. rows:
+    those of the tables that learn at `table_rate`.
     """
 
     logits: Callable[[Tensors, Tensors], Tensor]
@@ -197,6 +198,7 @@ class Step:
     optimizer: Optimizer
     clip: float = 0.0
     tables: frozenset[str] = frozenset()
+    rows: frozenset[str] = frozenset()
 
     def initial_state(self, params: Tensors, trained: Sequence[str] = ()) -> dict[str, Tensor]:
         """The optimizer's state tensors. trained: names of params, where they are not this step's own."""
@@ -210,11 +212,18 @@ class Step:
         }
 
     def __call__(
-        self, params: Tensors, state: Tensors, features: Tensors, label: Tensor, weight: Tensor, rate: Tensor
+        self,
+        params: Tensors,
+        state: Tensors,
+        features: Tensors,
+        label: Tensor,
+        weight: Tensor,
+        rate: Tensor,
+        table_rate: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-        """(trained params', state', loss)."""
+        """(trained params', state', loss). table_rate: the learning rate of `rows`; None: that of all others."""
         grads, loss = self.gradients(params, features, label, weight)
-        return *self.move(params, grads, state, rate), loss
+        return *self.move(params, grads, state, rate, table_rate), loss
 
     def gradients(
         self, params: Tensors, features: Tensors, label: Tensor, weight: Tensor
@@ -234,7 +243,7 @@ class Step:
         return {name: every[name] for name in self.trained}, (each * share).sum()
 
     def move(
-        self, params: Tensors, grads: Tensors, state: Tensors, rate: Tensor
+        self, params: Tensors, grads: Tensors, state: Tensors, rate: Tensor, table_rate: Tensor | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(params', state') of those that there are gradients of: the trained ones, or what they were joined into."""
         if self.clip:
@@ -247,6 +256,7 @@ class Step:
         for name, grad in grads.items():
             slots = {slot: state[f"{slot}:{name}"] for slot in self.optimizer.slots}
             touched = rows_touched(grad) if name in self.tables else None
-            new_params[name], moved = self.optimizer.update(params[name], grad, slots, scalars, rate, touched)
+            own = rate if table_rate is None or name not in self.rows else table_rate
+            new_params[name], moved = self.optimizer.update(params[name], grad, slots, scalars, own, touched)
             new_state |= {f"{slot}:{name}": value for slot, value in moved.items()}
         return new_params, new_state

@@ -26,7 +26,8 @@ def prepare(model: Recommender, training: Training) -> tuple[Recommender, Step]:
     """
     optimizer = optimizer_of(training)
     model, names = _moving(model, training.train)
-    return model, Step(logits_of(model), names, optimizer, training.clip, tables_of(model))
+    # a category is in many samples of a batch and needs no rate of its own, as an item does
+    return model, Step(logits_of(model), names, optimizer, training.clip, tables_of(model), frozenset(model.sliced))
 
 
 def optimizer_of(training: Training) -> Optimizer:

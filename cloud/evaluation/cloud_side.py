@@ -14,9 +14,10 @@ import numpy.typing as npt
 
 from cloud.encoding import Encoder
 from cloud.evaluation import leaks
-from cloud.matching import ExactStore, match
+from cloud.matching import ExactStore, match, pooled
+from cloud.matching.pooled import Unexplained
 from cloud.pool import Pool, Segment
-from device_runtime.bundle import BlobStore, Manifest, open_manifest
+from device_runtime.bundle import BlobStore, Manifest, RoundSettings, open_manifest
 from device_runtime.engines import open_engine
 from device_runtime.errors import StoreError
 from device_runtime.messages import BundleRef
@@ -33,6 +34,8 @@ class Place:
     pool: Path
 
 
+PREDICTED = "predicted.npy"
+"""Beside a pool: what the cloud's model predicts for each of its samples."""
 LEAST = 8
 """Samples of a contributor who can be matched as a user."""
 
@@ -131,11 +134,24 @@ class Cloud:
         leaks.check_pool(pool, time)
         return pool
 
-    def match(self, body: bytes, pool: PoolBefore, asker: int) -> bytes:
+    def match(self, body: bytes, pool: PoolBefore, asker: int, settings: RoundSettings) -> bytes:
         """A query's frame -> the answer's, as the server makes it."""
-        query = decode_query(body)
-        candidates, shortfall = match(pool, ExactStore(pool), query, asker)
+        query, store = decode_query(body), ExactStore(pool)
+        if settings.matching == "pooled":
+            candidates, shortfall = pooled(pool, store, query, asker, settings, self.residuals)
+        else:
+            candidates, shortfall = match(pool, store, query, asker)
         return self.answer(candidates, query.held.tolist(), shortfall)
+
+    def residuals(self, segment: Segment) -> Unexplained:
+        """See `pooled`; of the beginning of a segment, as `PoolBefore` has it."""
+        return Unexplained.of(segment, self._predicted[segment.base : segment.base + len(segment)])
+
+    @cached_property
+    def _predicted(self) -> Float32:
+        """float32 [pool]: the cloud model's probabilities."""
+        found: Float32 = np.load(self.place.pool / PREDICTED, mmap_mode="r")
+        return found
 
     def answer(self, candidates: SampleBatch, held: Sequence[int], shortfall: str = "") -> bytes:
         """The answer's frame; samples of one contributor are brought together, for that is shorter."""
@@ -156,14 +172,10 @@ class Cloud:
             )
         return found
 
-    def origins(self, candidates: SampleBatch) -> tuple[Int32, Int64] | None:
-        """(users int32 [n], timestamps int64 [n]) of candidates, which themselves do not say: for judging a filter from
-        outside. Right as long as no two contributors have the same item, label and history. None where one is no sample
-        of the pool, but made of many."""
-        found = [self._origins.get(mark) for mark in _marks(candidates).tolist()]
-        known = [one for one in found if one is not None]
-        if len(known) < len(found):
-            return None
+    def origins(self, candidates: SampleBatch) -> tuple[Int32, Int64]:
+        """(users int32 [n], timestamps int64 [n]) of samples of the pool, which themselves do not say: for judging a
+        filter from outside. Right as long as no two contributors have the same item, label and history."""
+        known = [self._origins[mark] for mark in _marks(candidates).tolist()]
         users = np.array([one - token(0) for one, _ in known], np.int32)
         return users, np.array([time for _, time in known], np.int64)
 

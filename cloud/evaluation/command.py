@@ -23,7 +23,7 @@ from cloud.evaluation.methods import METHODS, chosen
 from cloud.evaluation.protocols import Split, split
 from cloud.evaluation.running import UserResult, Work, tasks
 from cloud.evaluation.running import run as examine_all
-from cloud.evaluation.statistics import summarize
+from cloud.evaluation.statistics import judge_errors, summarize
 from device_runtime import __version__
 from device_runtime.bundle import RoundSettings, write_atomically
 from device_runtime.errors import InputError
@@ -192,6 +192,7 @@ def _evaluated(
         methods=summarize(found, {name: (METHODS[name].about, METHODS[name].reference) for name in methods}),
         examined=result.examined(found),
         filter=result.filter_truth(found),
+        judge=judge_errors(found),
     )
 
 

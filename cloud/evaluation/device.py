@@ -21,6 +21,7 @@ from cloud.evaluation.cloud_side import Cloud, PoolBefore, token
 from cloud.evaluation.protocols import Case
 from device_runtime import filtering, personalize, query
 from device_runtime.bundle import RoundSettings
+from device_runtime.candidates import as_own
 from device_runtime.filtering import Filtered
 from device_runtime.local import personal_table
 from device_runtime.meter import Meter
@@ -117,17 +118,30 @@ class Device:
         ids = np.unique(np.concatenate([batch.ids(VOCABULARY) for batch in batches])).astype(np.int32)
         return self.model.table(ids, self.model.base)
 
-    def matched(self) -> SampleBatch:
-        """The candidates for the user's query."""
-        embeddings = self.embeddings(self.parts.train, "local")
+    def matched(self, settings: RoundSettings | None = None, profile: Float32 | None = None) -> SampleBatch:
+        """The candidates for the user's query, as the user would meet them.
+
+        settings: if not the round's. profile: float32 [1, width], asked with instead of the user's own.
+        """
+        used = settings or self.settings
+        name = "match" if profile is None else "match another"
+        if settings is not None:
+            name += f" {used.matching}"
+        embeddings = self.embeddings(self.parts.local, "local")
 
         def ask() -> bytes:
-            centroids = query.centroids(embeddings, self.settings.centroids, self.rng("query"))
+            start = self.model.manifest.filter_from
+            asked = query.vectors(embeddings, start, used, self.rng("query")) if profile is None else profile
             held = np.array(self.held_shards, np.int32)
-            return encode_query(MatchQuery(self.model.manifest.encoder, centroids, self.settings.candidates, held))
+            return encode_query(MatchQuery(self.model.manifest.encoder, asked, used.candidates, held))
 
-        body = self.stage("query", ask, lambda body: Spent(bytes_up=len(body)))
-        return self.received("match", lambda: self.cloud.match(body, self.pool, self.token))
+        body = self.stage(f"query {name}", ask, lambda body: Spent(bytes_up=len(body)))
+        found = self.received(name, lambda: self.cloud.match(body, self.pool, self.token, used))
+
+        def own() -> SampleBatch:
+            return as_own(found, self.parts.local, self.model, self.table(self.parts.local, found), used)
+
+        return self.stage(f"own {name}", own)
 
     def random(self) -> SampleBatch:
         """As many samples of others, drawn at random."""
@@ -153,8 +167,8 @@ class Device:
         self._used.add(key)
         return cast(MatchAnswer, self._done[key][0]).candidates
 
-    def filtered(self, candidates: SampleBatch, name: str) -> Filtered:
-        mine = self.embeddings(self.parts.train, "local")
+    def filtered(self, candidates: SampleBatch, name: str, settings: RoundSettings | None = None) -> Filtered:
+        mine = self.embeddings(self.parts.local, "local")[: len(self.parts.train)]
         theirs = self.embeddings(candidates, name)
         start = self.model.manifest.filter_from
         return self.stage(
@@ -165,7 +179,7 @@ class Device:
                 self.model.classifier,
                 filtering.classifier_inputs(mine, self.parts.train.labels, start),
                 filtering.classifier_inputs(theirs, candidates.labels, start),
-                self.settings,
+                settings or self.settings,
                 self.rng("filter"),
             ),
         )
@@ -202,7 +216,7 @@ class Device:
         def judge() -> Weights:
             held_out = self.parts.held_out
             before = self.logits(held_out, self.model.base)
-            verdict = personalize.judge(held_out.labels, before, self.logits(held_out, weights))
+            verdict = personalize.judge(held_out.labels, before, self.logits(held_out, weights), self.settings)
             return weights if verdict.activate else self.model.base
 
         return self.stage(f"judge {name}", judge)

@@ -14,7 +14,7 @@ import export
 from cloud import training
 from cloud.datasets import Dataset
 from cloud.encoding import Encoder
-from cloud.evaluation.cloud_side import Cloud, Place, code_digest, token
+from cloud.evaluation.cloud_side import PREDICTED, Cloud, Place, code_digest, token
 from cloud.evaluation.protocols import Split
 from cloud.pool import Pool, Tokens
 from device_runtime.bundle import BlobStore, Manifest, RoundSettings, write_atomically
@@ -43,7 +43,7 @@ def prepare(split: Split, work: Path, settings: TrainSettings, show: Show) -> Pl
     if not (place.pool / "ready").exists():
         shutil.rmtree(place.pool, ignore_errors=True)
         manifest = Cloud.open(place).manifest
-        _fill(Pool(place.pool / "samples", manifest.schema, manifest.width), split.pool, manifest, place.bundle, show)
+        _fill(place, split.pool, manifest, show)
         write_atomically(place.pool / "ready", b"")
     return place
 
@@ -66,17 +66,21 @@ def _export(trained: Trained, place: Place, show: Show) -> None:
     )
 
 
-def _fill(pool: Pool, dataset: Dataset, manifest: Manifest, bundle: Path, show: Show) -> None:
+def _fill(place: Place, dataset: Dataset, manifest: Manifest, show: Show) -> None:
     """One segment, ordered by time: what a device may see of it is its beginning."""
-    encoder = Encoder(manifest, BlobStore(bundle / "blobs"))
+    pool = Pool(place.pool / "samples", manifest.schema, manifest.width)
+    encoder = Encoder(manifest, BlobStore(place.bundle / "blobs"))
     events = dataset.events
     order = np.argsort(events.timestamp, kind="stable")
     ordered = samples(events, manifest.schema)
-    embedded = []
+    embedded, predicted = [], []
     for start in range(0, len(events), _CHUNK):  # in the contributors' order: their histories lie together
-        embedded.append(encoder.encode(ordered.take(slice(start, start + _CHUNK))))
+        part = ordered.take(slice(start, start + _CHUNK))
+        embedded.append(encoder.encode(part))
+        predicted.append(encoder.predict(part))
         show("embed the pool", min(start + _CHUNK, len(events)), len(events))
     tokens: Tokens = (events.contributor.astype(np.uint64) + np.uint64(token(0)))[order]
+    np.save(place.pool / PREDICTED, np.concatenate(predicted)[order])
     pool.append(ordered.take(order), events.timestamp[order], tokens, np.concatenate(embedded)[order])
 
 

@@ -5,13 +5,17 @@ To add one: write such a function over `Device`'s stages and name it in `METHODS
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
+import msgspec
 import numpy as np
 
 from cloud.evaluation import mpda
+from cloud.evaluation.cloud_side import unit_rows
 from cloud.evaluation.device import Device
 from device_runtime.errors import InputError
 from device_runtime.metrics import auc
@@ -45,6 +49,15 @@ def local_and_random(device: Device) -> Weights:
     return device.tuned("local+random", device.parts.local, others, np.ones(len(others), np.float32))
 
 
+def local_and_strangers(device: Device) -> Weights:
+    """The control of matching: the same candidates, pooled around a profile that is nobody's."""
+    start, width = device.model.manifest.filter_from, device.model.manifest.width
+    profile = np.zeros((1, width), np.float32)
+    profile[0, :start] = device.rng("strangers").normal(size=start)
+    others = device.matched(profile=unit_rows(profile))
+    return device.tuned("local+strangers", device.parts.local, others, np.ones(len(others), np.float32))
+
+
 def local_and_matched(device: Device) -> Weights:
     others = device.matched()
     return device.tuned("local+matched", device.parts.local, others, np.ones(len(others), np.float32))
@@ -55,27 +68,24 @@ def matched_only(device: Device) -> Weights:
     return device.tuned("matched", others) if len(others) else device.model.base
 
 
-def coda(
-    device: Device, name: str = "coda", *, classifier: bool = True, weights: bool = True, judge: bool = True
-) -> Weights:
+def coda(device: Device, name: str = "coda", *, classifier: bool = True, judge: bool = True, **off: Any) -> Weights:
     """As in `device_runtime.round`: match, filter, tune on the training part, judge on the held-out one.
 
-    Without the classifier, as many candidates as it may keep are kept at random. Without weights, each counts as much
-    as any other that is kept.
+    Without the classifier, as many candidates as it may keep are kept at random, with the labels that they came with.
+    off: round settings that differ.
     """
     if not device.enough:
         return device.model.base
-    candidates = device.matched()
+    settings = msgspec.structs.replace(device.settings, **off)
+    candidates = device.matched(None if settings.matching == device.settings.matching else settings)
     if classifier:
-        found = device.filtered(candidates, "match")
-        kept, weight = found.kept, found.weights
+        found = device.filtered(candidates, "match" + name.removeprefix("coda"), settings)
+        chosen = dataclasses.replace(candidates.take(found.kept), labels=found.labels)
+        weight = found.weights
     else:
-        most = round(device.settings.keep_per_local * len(device.parts.train))
-        kept = np.sort(device.rng("keep").permutation(len(candidates))[:most])
-        weight = np.ones(len(kept), np.float32)
-    if not weights:
-        weight = np.ones(len(kept), np.float32)
-    tuned = device.tuned(name, device.parts.train, candidates.take(kept), weight)
+        chosen = candidates.take(np.sort(device.rng("keep").permutation(len(candidates))[: settings.keep]))
+        weight = np.ones(len(chosen), np.float32)
+    tuned = device.tuned(name, device.parts.train, chosen, weight, settings)
     return device.judged(name, tuned) if judge else tuned
 
 
@@ -91,20 +101,30 @@ def oracle(device: Device) -> Weights:
     return max(offered, key=lambda weights: auc(test.labels, device.logits(test, weights)) or 0.0)
 
 
+NEAREST: dict[str, Any] = {"matching": "nearest", "candidates": 400, "threshold": 0.5, "keep": 100}
+"""Single samples of single strangers: few of them, and only those inside the boundary."""
+
 METHODS: dict[str, Method] = {
     "cloud": Method(cloud, "the cloud's model as it is"),
     "local": Method(local, "fine-tuned on all local samples"),
     "local-judged": Method(local_judged, "fine-tuned on local samples, and judged"),
     "local+random": Method(local_and_random, "local samples and random ones of others"),
+    "local+strangers": Method(local_and_strangers, "local samples and candidates pooled around nobody's profile"),
     "local+matched": Method(local_and_matched, "local samples and all candidates"),
     "matched-only": Method(matched_only, "all candidates, no local sample"),
     "mpda-random": Method(partial(mpda.run, choose=mpda.randomly), "MPDA over random users"),
     "mpda-similar": Method(partial(mpda.run, choose=mpda.by_similarity), "MPDA over the most similar users"),
     "coda": Method(coda, "matched, filtered, weighted, tuned, judged"),
+    "coda-nearest": Method(partial(coda, name="coda-nearest", **NEAREST), "CoDA that matches single samples"),
     "coda-no-classifier": Method(
-        partial(coda, name="coda-no-classifier", classifier=False), "CoDA that keeps candidates at random"
+        partial(coda, name="coda-no-classifier", classifier=False), "CoDA that keeps candidates as they come"
     ),
-    "coda-no-weights": Method(partial(coda, name="coda-no-weights", weights=False), "CoDA whose kept samples weigh 1"),
+    "coda-no-weights": Method(
+        partial(coda, name="coda-no-weights", density_weights=False), "CoDA whose kept samples weigh 1"
+    ),
+    "coda-no-label-correction": Method(
+        partial(coda, name="coda-no-label-correction", label_correction=False), "CoDA with labels of any mean"
+    ),
     "coda-no-judge": Method(partial(coda, judge=False), "CoDA whose result always serves"),
     "oracle": Method(oracle, "best of cloud, local and CoDA by the test rows: an upper bound", reference=True),
 }

@@ -22,7 +22,15 @@ from device_runtime.wire import MatchQuery, encode_query
 
 USERS = 20
 """Matched users. The authors use 50, 100 and 200; their bound, like our trials, favours few."""
-RATE, EPOCHS = 0.01, 1
+PUBLISHED = {
+    "rate": 0.01,
+    "table_rate": 0.01,
+    "epochs": 1,
+    "interpolation": 1.0,
+    "freeze_histories": False,
+    "label_correction": False,
+}
+"""Round settings of the authors' code: none of CoDA's own."""
 
 Choose = Callable[[Device], list[Int64]]
 """Positions in the pool of each matched user's samples."""
@@ -30,7 +38,7 @@ Choose = Callable[[Device], list[Int64]]
 
 def run(device: Device, choose: Choose) -> Weights:
     """Raises: EngineError: the last, local epoch diverged."""
-    settings = msgspec.structs.replace(device.settings, rate=RATE, epochs=EPOCHS)
+    settings = msgspec.structs.replace(device.settings, **PUBLISHED)
     local, kind = device.parts.local, choose.__name__
     weights = device.model.base
     best = _auc(device, weights, "mpda before")
@@ -55,7 +63,7 @@ def randomly(device: Device) -> list[Int64]:
 
 def by_similarity(device: Device) -> list[Int64]:
     """Those whose mean embedding is nearest to that of the local samples, which is the query."""
-    mean = unit_rows(device.embeddings(device.parts.local, "all local").mean(0, keepdims=True))
+    mean = unit_rows(device.embeddings(device.parts.local, "local").mean(0, keepdims=True))
     query = MatchQuery(device.model.manifest.encoder, mean, USERS, np.zeros(0, np.int32))
     device.stage("mpda query", lambda: encode_query(query), lambda body: Spent(bytes_up=len(body)))
     contributors = device.cloud.contributors(device.pool, device.token)

@@ -16,7 +16,7 @@ from rich.text import Text
 from cloud.datasets import Dataset
 from cloud.evaluation.protocols import Split
 from cloud.evaluation.running import UserResult
-from cloud.evaluation.statistics import Difference, MethodResult
+from cloud.evaluation.statistics import Difference, JudgeErrors, MethodResult
 from cloud.evaluation.synthetic import FilterTruth, Found
 from cloud.report import words
 from device_runtime import __version__
@@ -65,7 +65,8 @@ class Knob(msgspec.Struct, frozen=True):
 class Result(msgspec.Struct, frozen=True):
     """users: examined. seeds: how many. cut: seconds; the cloud model is trained on earlier events, `trained_on` of
     them, and matching is over `pool` samples, each only after its time. settings: of the round. filter: where the truth
-    is known. sweep: of the synthetic protocol; the other fields are then those of its last heterogeneity."""
+    is known. judge: its errors. sweep: of the synthetic protocol; the other fields are then those of its last
+    heterogeneity."""
 
     command: str
     version: str
@@ -88,6 +89,7 @@ class Result(msgspec.Struct, frozen=True):
     methods: list[MethodResult]
     examined: list[Examined]
     filter: FilterTruth | None = None
+    judge: JudgeErrors | None = None
     sweep: list[Knob] = []
 
 
@@ -178,7 +180,7 @@ def table(result: Result) -> Table:
     shown.add_column("method", no_wrap=True)
     for name in ("user\nAUC", "GAUC", "log\nloss", "ECE", "minus cloud\n[95 %]", "minus local\n[95 %]"):
         shown.add_column(name, justify="right", no_wrap=True)
-    for name in ("up/\ndown", "p5", "CPU\ns", "KB\ndown", "kept"):
+    for name in ("up/\ndown", "worse,\nexpected", "p5", "CPU\ns", "KB\ndown", "kept"):
         shown.add_column(name, justify="right", no_wrap=True)
     for m in result.methods:
         shown.add_row(
@@ -190,6 +192,7 @@ def table(result: Result) -> Table:
             _difference(m.vs_cloud),
             _difference(m.vs_local),
             f"{100 * m.better:.0f}/{100 * m.worse:.0f}",
+            words.percent(m.expected.worse) if m.expected else "–",
             words.signed(m.p5),
             f"{m.cost.cpu_s:.2f}",
             f"{m.cost.bytes_down / 1e3:.1f}",
@@ -208,13 +211,19 @@ def _difference(found: Difference) -> str:
 
 def _caption(result: Result) -> str:
     lines = [
-        "up/down: % of users more than 0.01 AUC above or below the cloud; p5: the 5th percentile user; "
-        "ECE: calibration error."
+        "up/down: % of users more than 0.01 AUC above or below the cloud as measured; worse: the latter behind the "
+        "noise of few test rows; p5: the 5th percentile user; ECE: calibration error."
     ]
     lines += [f"not examined: {count} users: {reason}" for reason, count in result.dropped.users.items()]
     if result.dropped.not_drawn:
         lines.append(f"not examined: {result.dropped.not_drawn} users more than were asked for")
     lines += [f"* {m.name}: {m.about}" for m in result.methods if m.reference]
     lines += [f"not read: {count} rows: {reason}" for reason, count in result.dropped.rows.items()]
+    if (judge := result.judge) is not None:
+        shares = [words.percent(x) if x is not None else "none" for x in (judge.harmful_kept, judge.helpful_refused)]
+        lines.append(
+            f"the judge let {words.percent(judge.kept)} of {judge.updates} updates serve: "
+            f"{shares[0]} of those that harm by the test rows; it refused {shares[1]} of those that help"
+        )
     lines += [f"{m.name}: training failed in {m.failed} rounds" for m in result.methods if m.failed]
     return "\n".join(lines)

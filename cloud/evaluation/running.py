@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ import cloud
 import device_runtime
 from cloud.evaluation.cloud_side import Cloud, Place, code_digest
 from cloud.evaluation.device import Device, Spent
+from cloud.evaluation.expectation import difference_variance
 from cloud.evaluation.methods import METHODS
 from cloud.evaluation.protocols import Case
 from cloud.evaluation.synthetic import FilterTruth, Truth, examine_filter
@@ -35,12 +37,16 @@ _WAVE = 4
 
 class Score(msgspec.Struct, frozen=True):
     """One method on one user's test rows. bins: of predicted probability -> (rows, sum of predictions, sum of labels).
-    failed: why the device kept the cloud's weights although the method did not say so; "" where nothing failed."""
+    variance: of its AUC minus the cloud's, over other test rows of this user; null where rows are too few to say.
+    own: whether other weights than the cloud's serve. failed: why the device kept those although the method did not say
+    so; "" where nothing failed."""
 
     auc: float
     log_loss: float
     bins: list[tuple[int, float, float]]
     spent: Spent
+    variance: float | None = None
+    own: bool = True
     failed: str = ""
 
 
@@ -130,14 +136,22 @@ def examine(task: Task) -> int:
 
 def _examined(device: Device, methods: Sequence[str]) -> UserResult:
     test = device.parts.test
-    scores = {}
+    base, scores = device.logits(test, device.model.base), {}
     for name in methods:
         failed = ""
         try:
             weights, spent = device.run(METHODS[name].run)
         except EngineError as error:  # training diverged: a device goes on with what it has
             weights, spent, failed = device.model.base, device.spent(), str(error)
-        scores[name] = score(test.labels, device.logits(test, weights), spent, failed)
+        logits = device.logits(test, weights)
+        found = score(test.labels, logits, spent)
+        variance = difference_variance(test.labels, base, logits)
+        scores[name] = msgspec.structs.replace(
+            found,
+            variance=variance if math.isfinite(variance) else None,
+            own=weights is not device.model.base,
+            failed=failed,
+        )
     return UserResult(
         device.case.user, len(device.parts.local), len(test), float(test.labels.mean()), device.case.cap, scores
     )
@@ -145,17 +159,18 @@ def _examined(device: Device, methods: Sequence[str]) -> UserResult:
 
 def _filter_truth(device: Device, truth: Truth) -> FilterTruth | None:
     candidates = device.matched()
-    kept = device.filtered(candidates, "match").kept
-    return examine_filter(truth, device.case.user, candidates, device.cloud.origins(candidates), kept)
+    found = device.filtered(candidates, "match")
+    origins = device.cloud.origins(candidates) if device.settings.matching == "nearest" else None
+    return examine_filter(truth, device.case.user, candidates, origins, found.kept, found.labels)
 
 
-def score(labels: Float32, logits: Float32, spent: Spent, failed: str = "") -> Score:
+def score(labels: Float32, logits: Float32, spent: Spent) -> Score:
     p = 1 / (1 + np.exp(-np.clip(logits.astype(np.float64), -30, 30)))
     number = np.minimum((p * BINS).astype(int), BINS - 1)
     bins = [(int((at := number == i).sum()), float(p[at].sum()), float(labels[at].sum())) for i in range(BINS)]
     area = auc(labels, logits)
     assert area is not None, "users with one class in their test rows are not admitted"
-    return Score(area, log_loss(labels, logits), bins, spent, failed)
+    return Score(area, log_loss(labels, logits), bins, spent)
 
 
 @lru_cache(maxsize=1)
@@ -171,7 +186,7 @@ def _name(work: Work) -> str:
         *(here / "matching").rglob("*.py"),
         *(
             here / "evaluation" / f"{name}.py"
-            for name in ("device", "methods", "running", "cloud_side", "mpda", "synthetic")
+            for name in ("device", "methods", "running", "cloud_side", "mpda", "synthetic", "expectation")
         ),
     ]
     facts = msgspec.json.encode(

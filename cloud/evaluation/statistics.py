@@ -6,12 +6,14 @@ So an interval speaks of other users under this cloud model and this split, and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from cloud.evaluation.expectation import expected_tails
 from cloud.evaluation.running import BINS, Score, UserResult
 
 BEYOND = 0.01
@@ -60,8 +62,10 @@ class Stratum(msgspec.Struct, frozen=True):
 class MethodResult(msgspec.Struct, frozen=True):
     """mean_user_auc: of users' means over seeds. gauc: the same, weighted by test rows. log_loss, calibration (expected
     calibration error over ten bins) and predicted_over_observed: over all test rows. better, same, worse: shares of
-    users against the cloud, beyond 0.01 AUC; raw: the same, beyond 0. p5: 5th percentile of the users' differences from
-    the cloud. reference: an upper bound, not a method. failed: rounds, users times seeds, in which training failed."""
+    users against the cloud, beyond 0.01 AUC; raw: the same, beyond 0. expected: the same beyond 0.01, of true
+    differences behind the measured ones (`expectation`); null where rows are too few. p5: 5th percentile of the users'
+    differences from the cloud. reference: an upper bound, not a method. failed: rounds, users times seeds, in which
+    training failed."""
 
     name: str
     about: str
@@ -79,8 +83,43 @@ class MethodResult(msgspec.Struct, frozen=True):
     p5: float
     cost: Cost
     strata: list[Stratum]
+    expected: Shares | None = None
     reference: bool = False
     failed: int = 0
+
+
+class JudgeErrors(msgspec.Struct, frozen=True):
+    """The judge of CoDA against the test rows. updates: rounds, users times seeds, that had one to judge. kept: share
+    of them that was let serve. harmful, helpful: share of updates with a user AUC more than 0.01 below or above the
+    cloud's. harmful_kept: share of the harmful ones that was let serve; helpful_refused: of the helpful ones, refused;
+    None where there were none. Test rows are few, so both hold their noise: a judge that knew the truth would not reach
+    zero."""
+
+    updates: int
+    kept: float
+    harmful: float
+    helpful: float
+    harmful_kept: float | None
+    helpful_refused: float | None
+
+
+def judge_errors(results: Mapping[int, Sequence[UserResult]]) -> JudgeErrors | None:
+    """None unless CoDA was played with the judge and without."""
+    users = [user.scores for seed in results.values() for user in seed]
+    known = [s for s in users if "coda" in s and "coda-no-judge" in s and s["coda-no-judge"].own]
+    if not known:
+        return None
+    gain = np.array([s["coda-no-judge"].auc - s["cloud"].auc for s in known])
+    kept = np.array([s["coda"].own for s in known])
+    harmful, helpful = gain < -BEYOND, gain > BEYOND
+    return JudgeErrors(
+        len(known),
+        float(kept.mean()),
+        float(harmful.mean()),
+        float(helpful.mean()),
+        float(kept[harmful].mean()) if harmful.any() else None,
+        float((~kept[helpful]).mean()) if helpful.any() else None,
+    )
 
 
 def bootstrap(differences: Floats, seed: int = 0) -> Difference:
@@ -146,11 +185,20 @@ def summarize(
                 p5=float(np.quantile(mine - base, 0.05)),
                 cost=_cost(scores),
                 strata=_strata(counts, mine, base, local),
+                expected=_expected(results, name, mine - base),
                 reference=reference,
                 failed=sum(bool(s.failed) for s in scores),
             )
         )
     return found
+
+
+def _expected(results: Mapping[int, Sequence[UserResult]], name: str, differences: Floats) -> Shares | None:
+    """Seeds share their test rows, so a mean over them is no less noisy than one."""
+    each = [[user.scores[name].variance for user in seed] for seed in results.values()]
+    variances = np.array([[math.inf if v is None else v for v in seed] for seed in each]).mean(0)
+    found = expected_tails(differences, variances, BEYOND)
+    return None if found is None else Shares(found[1], 1 - sum(found), found[0])
 
 
 def calibration(scores: Sequence[Score]) -> tuple[float, float]:

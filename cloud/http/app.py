@@ -18,7 +18,7 @@ from cloud.http import auth, blobs, problems
 from cloud.http.logs import LogRequests
 from cloud.http.problems import Refusal
 from cloud.http.services import Services
-from cloud.matching import match
+from cloud.matching import match, pooled
 from device_runtime import __version__
 from device_runtime.errors import InputError, WireError
 from device_runtime.identity import answer_text, check_public_key, device_id
@@ -174,7 +174,11 @@ def _matched(services: Services, body: bytes, asker: str) -> bytes:
     norms = np.maximum(np.linalg.norm(query.centroids, axis=1, keepdims=True), 1e-6)
     wanted = min(query.limit, limits.max_candidates)
     capped = MatchQuery(query.encoder, query.centroids / norms, wanted, query.held)
-    candidates, shortfall = match(services.pool, services.store, capped, services.contributor(asker))
+    pool, store, token = services.pool, services.store, services.contributor(asker)
+    if manifest.settings.matching == "pooled":
+        candidates, shortfall = pooled(pool, store, capped, token, manifest.settings, services.residuals)
+    else:
+        candidates, shortfall = match(pool, store, capped, token)
     if wanted < query.limit and not shortfall:
         shortfall = f"this server gives at most {wanted} samples at a time"
     rows = services.encoder.rows(candidates.ids("item"), query.held)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from cloud.catalog import Catalog
 from cloud.encoding import Encoder
 from cloud.home import ServerHome
-from cloud.matching import FaissStore, MatchStore
+from cloud.matching import FaissStore, MatchStore, ResidualCache
 from cloud.pool import Pool
 from device_runtime.bundle import BlobStore, Manifest
 from device_runtime.identity import Signer
@@ -53,6 +54,11 @@ class Services:
     answer_signer: Signer
     clock: Callable[[], float] = time.time
     limits: ServerLimits = field(default_factory=ServerLimits)
+
+    @cached_property
+    def residuals(self) -> ResidualCache:
+        """What the pool knows beyond the model: for pooled matching."""
+        return ResidualCache(self.encoder.predict)
 
     @staticmethod
     def of(home: ServerHome) -> Services:

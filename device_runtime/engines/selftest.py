@@ -72,7 +72,7 @@ def golden_steps(engine: Engine, step: Graph, values: Arrays, batch: Arrays, rat
     start = {**initial_state(step.spec, values), **values}
     current, losses = start, []
     for number in range(1, steps + 1):
-        current, loss = advance(step, current, batch, {"learning_rate": rate})
+        current, loss = advance(step, current, batch, {"learning_rate": rate, "table_rate": rate})
         if not math.isfinite(loss):
             raise _failed(engine, f"the loss of step {number} is {loss}")
         if wrong := not_finite(current, step.spec):

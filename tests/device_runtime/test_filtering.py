@@ -7,8 +7,10 @@ from device_runtime.bundle import BlobStore, RoundSettings
 from device_runtime.engines import open_engine
 from device_runtime.filtering import classifier_inputs, filter_candidates
 from device_runtime.model import Model
-from device_runtime.query import centroids
+from device_runtime.query import centroids, profile, vectors
 from tests.export.conftest import bundle, engines, small_din  # noqa: F401  (fixtures)
+
+SETTINGS = RoundSettings(classifier_epochs=20, classifier_rate=0.05, threshold=0.5, keep=120)
 
 
 def _unit(x):
@@ -39,6 +41,18 @@ def test_few_distinct_samples_are_their_own_centroids(rng):
     assert len(centroids(points, 8, rng)) == 2
 
 
+def test_a_profile_says_nothing_of_impressions(rng):
+    samples = _unit(rng.normal(size=(9, 8)))
+    found = profile(samples, 4)
+    assert found.shape == (1, 8) and not found[:, 4:].any()
+    np.testing.assert_allclose(found[0, :4], samples[-1, :4] / np.linalg.norm(samples[-1, :4]), atol=1e-6)
+    nothing = samples.copy()
+    nothing[-1, :4] = 0
+    assert len(profile(nothing, 4)) == 0, "a user without a history has no profile"
+    assert len(vectors(samples, 4, RoundSettings(matching="nearest", centroids=3), rng)) == 3
+    assert len(vectors(samples, 4, RoundSettings(matching="pooled"), rng)) == 1
+
+
 def test_the_filter_keeps_what_is_like_the_user(model, rng):
     width = model.manifest.width - model.manifest.filter_from
     mine, other = _unit(rng.normal(size=(2, width)))
@@ -51,7 +65,7 @@ def test_the_filter_keeps_what_is_like_the_user(model, rng):
         model.classifier,
         local,
         candidates,
-        RoundSettings(),
+        SETTINGS,
         rng,
     )
     assert np.mean(kept.kept < 50) > 0.95, "precision: kept samples are of the user's cluster"
@@ -72,7 +86,7 @@ def test_the_filter_uses_the_label(model, rng):
         model.classifier,
         local,
         classifier_inputs(embeddings[100:], label, 0),
-        RoundSettings(),
+        SETTINGS,
         rng,
     )
     assert label[kept.kept].mean() > 0.9
@@ -84,6 +98,46 @@ def test_hardly_any_candidates_are_no_trouble(model, rng, count):
     local = classifier_inputs(_unit(rng.normal(size=(10, width))), np.ones(10, np.float32), 0)
     found = filter_candidates(
         model.graph("classifier_score"), model.graph("classifier_step"), model.classifier,
-        local, local[:count], RoundSettings(), rng,
+        local, local[:count], SETTINGS, rng,
     )  # fmt: skip
     assert len(found.scores) == count and np.isfinite(found.scores).all()
+
+
+def _filtered(model, local, candidates, rng, **settings):
+    graphs = model.graph("classifier_score"), model.graph("classifier_step")
+    given = RoundSettings(**{"classifier_epochs": 20, "classifier_rate": 0.05} | settings)
+    return filter_candidates(*graphs, model.classifier, local, candidates, given, rng)
+
+
+def test_soft_labels_move_towards_the_user(model, rng):
+    width = model.manifest.width - model.manifest.filter_from
+    mine, other = _unit(rng.normal(size=(2, width)))
+    seen = np.concatenate([_cluster(rng, mine, 40), _cluster(rng, other, 40)])
+    local = classifier_inputs(seen, np.repeat([1, 0], 40).astype(np.float32), 0)
+    pool = np.concatenate([_cluster(rng, mine, 80), _cluster(rng, other, 80)])
+    found = _filtered(model, local, classifier_inputs(pool, np.full(160, 0.5, np.float32), 0), rng, ratio_bound=4.0)
+    assert len(found.kept) == 160
+    liked = found.kept < 80
+    assert found.labels[liked].mean() > 0.65 > 0.35 > found.labels[~liked].mean(), "by what this user likes"
+    assert found.labels.min() >= 0.5 / 8.5 - 1e-6 and found.labels.max() <= 8 / 8.5 + 1e-6, "odds bound the change"
+    equal = _filtered(
+        model, local, classifier_inputs(pool, np.full(160, 0.5, np.float32), 0), rng, density_weights=False
+    )
+    assert (equal.weights == 1).all()
+
+
+def test_soft_labels_alone_tell_nobody_apart(model, rng):
+    """Local labels are hard, pooled ones soft: shown as they are, every candidate would be an outsider."""
+    width = model.manifest.width - model.manifest.filter_from
+    same = _unit(rng.normal(size=(1, width)))
+    local = classifier_inputs(_cluster(rng, same, 100), np.tile([1, 0], 50).astype(np.float32), 0)
+    found = _filtered(model, local, classifier_inputs(_cluster(rng, same, 100), np.full(100, 0.5, np.float32), 0), rng)
+    assert abs(float(found.scores.mean()) - 0.5) < 0.1
+
+
+def test_without_the_classifier_candidates_are_kept_in_order(model, rng):
+    width = model.manifest.width - model.manifest.filter_from
+    x = classifier_inputs(_unit(rng.normal(size=(30, width))), np.linspace(0, 1, 30).astype(np.float32), 0)
+    found = _filtered(model, x, x, rng, classifier_epochs=0, keep=20)
+    assert found.kept.tolist() == list(range(20)) and (found.weights == 1).all()
+    np.testing.assert_allclose(found.labels, np.linspace(0, 1, 30)[:20], atol=1e-6)

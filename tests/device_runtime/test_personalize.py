@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from device_runtime.bundle import BlobStore, RoundSettings
+from device_runtime.candidates import as_own
 from device_runtime.engines import open_engine
 from device_runtime.local import personal_table
 from device_runtime.metrics import log_loss
 from device_runtime.model import VOCABULARY, Model, Weights
-from device_runtime.personalize import judge, split, tune
+from device_runtime.personalize import corrected, judge, split, tune
 from device_runtime.samples import Ragged, SampleBatch
 from tests.export.conftest import ITEMS, bundle, engines, small_din  # noqa: F401  (fixtures)
 
@@ -38,7 +39,9 @@ def tuned(model, local, kept=None, weights=None, **settings):
 def test_tuning_learns_the_local_samples_and_leaves_the_base_alone(model, rng):
     before = {name: value.copy() for name, value in model.base.dense.items()}
     local = samples(model, rng, 100, liked=0.9)  # labels that can be learned: coin tosses leave it to chance
-    table, found = tuned(model, local, rate=0.3, epochs=10)
+    table, found = tuned(
+        model, local, rate=0.3, table_rate=3.0, epochs=10, label_correction=False, freeze_histories=False
+    )
     after = model.logits(local, personal_table(table, found), found)
     assert log_loss(local.labels, after) < log_loss(local.labels, model.logits(local, table, model.base))
     for name, value in model.base.dense.items():
@@ -47,7 +50,7 @@ def test_tuning_learns_the_local_samples_and_leaves_the_base_alone(model, rng):
 
 def test_only_rows_that_were_touched_are_personal(model, rng):
     local = samples(model, rng, 20)
-    table, found = tuned(model, local)
+    table, found = tuned(model, local, freeze_histories=False)
     assert 0 not in found.rows.ids and len(found.rows.ids) <= len(table) - 1
     assert set(found.rows.ids.tolist()) <= set(local.ids(VOCABULARY).tolist())
     assert set(found.rows.tensors) == {"item.weight"}, "attributes do not train"
@@ -81,24 +84,114 @@ def test_the_newest_are_held_out(n, sizes):
 @pytest.mark.parametrize(
     ("after", "activate", "why"),
     [
-        ([2, -2, 2, -2], True, "log loss fell"),
-        ([0, 0, 0, 0], False, "log loss did not fall"),
-        ([9, 0.2, 0.1, -9], False, "AUC fell"),
+        ([2, -2, 2, -2], True, "no evidence of harm"),
+        ([-3, 3, -3, 3], False, "log loss rose"),
+        ([5.1, 4.9, 5.1, 4.9], True, "no evidence of harm"),
         ([np.nan, 0, 0, 0], False, "not finite"),
     ],
 )
-def test_the_judge_lets_only_what_helps_serve(after, activate, why):
+def test_the_judge_refuses_on_evidence_of_harm_alone(after, activate, why):
     labels = np.array([1, 0, 1, 0], np.float32)
     before = np.array([0.1, -0.1, 0.1, -0.1], np.float32)
-    if why == "log loss did not fall":
-        before = before * 10
-    with np.errstate(invalid="ignore"):
-        verdict = judge(labels, before, np.array(after, np.float32))
+    verdict = judge(labels, before, np.array(after, np.float32), RoundSettings())
     assert verdict.activate is activate and why in verdict.reason
     assert verdict.samples == 4
 
 
-def test_the_judge_goes_by_loss_alone_where_one_class_is_held_out():
+def test_doubt_decides_how_much_evidence_it_takes(rng):
+    labels = np.tile([1, 0], 20).astype(np.float32)
+    before = np.zeros(40, np.float32)
+    after = (0.5 * rng.normal(size=40)).astype(np.float32)
+    strict = judge(labels, before, after, RoundSettings(tolerance=0.0))
+    assert not strict.activate and "standard error" in strict.reason, "noise costs some log loss"
+    assert judge(labels, before, after, RoundSettings(tolerance=50.0)).activate
+    assert judge(labels, before, -10 * labels, RoundSettings(judge=False)).reason == "the judge is off"
+
+
+def test_the_judge_copes_with_one_class_and_one_sample():
     ones = np.ones(3, np.float32)
-    verdict = judge(ones, np.zeros(3, np.float32), ones)
+    verdict = judge(ones, np.zeros(3, np.float32), ones, RoundSettings())
     assert verdict.activate and verdict.auc_before is None
+    assert judge(ones[:1], ones[:1], ones[:1], RoundSettings()).activate
+
+
+def test_half_a_step_is_half_way(model, rng):
+    local = samples(model, rng, 40)
+    table, whole = tuned(model, local, interpolation=1.0, freeze_histories=False)
+    _, half = tuned(model, local, interpolation=0.5, freeze_histories=False)
+    for name, base in model.base.dense.items():
+        np.testing.assert_allclose(half.dense[name] - base, (whole.dense[name] - base) / 2, atol=1e-5)
+    moved = whole.rows.tensors["item.weight"] - table.tensors["item.weight"][table.local(whole.rows.ids)]
+    halved = half.rows.tensors["item.weight"] - table.tensors["item.weight"][table.local(half.rows.ids)]
+    np.testing.assert_allclose(halved, moved / 2, atol=1e-5)
+
+
+def test_histories_do_not_move_rows_unless_asked(model, rng):
+    local, kept = samples(model, rng, 20), samples(model, rng, 40)
+    weights = np.ones(40, np.float32)
+    _, frozen = tuned(model, local, kept, weights)
+    _, free = tuned(model, local, kept, weights, freeze_histories=False)
+    offered, own = set(kept.columns["item"].tolist()), set(local.ids(VOCABULARY).tolist())
+    assert set(frozen.rows.ids.tolist()) == offered - own, "what is shown moves, and what is the user's own does not"
+    assert own & set(free.rows.ids.tolist()), "histories moved with the samples"
+
+
+def test_rows_learn_at_a_rate_of_their_own(model, rng):
+    local = samples(model, rng, 30)
+    sizes = []
+    for rate in (0.0, 0.1, 1.0):
+        table, found = tuned(model, local, table_rate=rate, freeze_histories=False)
+        before = table.tensors["item.weight"][table.local(found.rows.ids)]
+        sizes.append(float(np.abs(found.rows.tensors["item.weight"] - before).sum()))
+    assert sizes[0] == 0 < sizes[1] < sizes[2]
+
+
+def test_labels_are_corrected_to_the_prior():
+    labels = np.array([1, 1, 1, 0, 0.5], np.float32)
+    for prior in (0.2, 0.9):
+        assert corrected(labels, prior).mean() == pytest.approx(prior, abs=1e-6)
+    assert (corrected(labels, 0.2) <= labels).all() and (corrected(labels, 0.9) >= labels).all()
+    ones = np.ones(4, np.float32)
+    assert corrected(ones, 0.3) is ones, "one class only stays as it is"
+
+
+# -- candidates ----------------------------------------------------------------------------------------------------
+
+POOLED, NEAREST = RoundSettings(matching="pooled"), RoundSettings(matching="nearest")
+
+
+def answered(model, rng, residual):
+    """Candidates as they come: no history, a residual in place of the label."""
+    found = samples(model, rng, 12)
+    none = np.zeros(12, np.int32)
+    columns = {"item": found.columns["item"], "history": Ragged(none[:0], none, none)}
+    return SampleBatch(found.schema, columns, np.full(12, (1 + residual) / 2, np.float32))
+
+
+def base_table(model, *batches):
+    return model.table(SampleBatch.concatenate(list(batches)).ids(VOCABULARY), model.base)
+
+
+def test_pooled_candidates_take_the_users_newest_history(model, rng):
+    local, pooled = samples(model, rng, 10), answered(model, rng, 0.0)
+    found = as_own(pooled, local, model, base_table(model, local, pooled), POOLED)
+    newest = local.columns["history"].row(9)
+    assert all((found.columns["history"].row(i) == newest).all() for i in range(12))
+    np.testing.assert_array_equal(found.columns["item"], pooled.columns["item"])
+
+
+@pytest.mark.parametrize("residual", [-1.0, -0.1, 0.0, 0.1, 1.0])
+def test_a_label_is_the_models_prediction_for_this_user_and_the_residual(model, rng, residual):
+    local, pooled = samples(model, rng, 10), answered(model, rng, residual)
+    table = base_table(model, local, pooled)
+    found = as_own(pooled, local, model, table, POOLED)
+    predicted = 1 / (1 + np.exp(-model.logits(found, table, model.base)))
+    np.testing.assert_allclose(found.labels, np.clip(predicted + residual, 0, 1), atol=1e-6)
+
+
+def test_samples_of_others_and_empty_answers_stay_as_they_are(model, rng):
+    local, other = samples(model, rng, 10), samples(model, rng, 5)
+    table = base_table(model, local, other)
+    assert as_own(other, local, model, table, NEAREST) is other
+    none = other.take(slice(0, 0))
+    assert as_own(none, local, model, table, POOLED) is none

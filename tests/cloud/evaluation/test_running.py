@@ -98,11 +98,46 @@ def test_methods_are_chosen_by_name_with_what_differences_need() -> None:
 
 def test_what_comes_is_older_than_the_match_and_somebody_elses(device: Device) -> None:
     came = device.random()
-    users, times = device.cloud.origins(came) or ([], [])
+    users, times = device.cloud.origins(came)
     assert len(users) == len(came) == device.settings.candidates
     assert (users != device.case.user).all() and times.max() < device.case.match_time
-    swapped = dataclasses.replace(came, columns={**came.columns, "item": came.columns["item"][::-1]})
-    assert device.cloud.origins(swapped) is None  # no sample of the pool is like these
+
+
+def test_pooled_candidates_come_from_what_others_had_said_by_the_match(device: Device) -> None:
+    came = device.matched()
+    assert len(set(came.columns["item"].tolist())) == len(came) > 100
+    before = device.pool.segments[0]
+    others = before.contributors != np.uint64(device.token)
+    assert set(came.columns["item"].tolist()) <= set(before.samples.columns["item"][others].tolist())
+    another = device.matched(profile=np.eye(1, device.model.manifest.width, dtype=np.float32))
+    assert (another.columns["item"] == came.columns["item"]).all() and (another.labels != came.labels).any()
+
+
+def test_a_prediction_is_made_once_for_the_whole_pool_and_cut_with_it(device: Device) -> None:
+    [segment] = device.pool.segments
+    found = device.cloud.residuals(segment)
+    assert 0 < len(found.residuals) == len(segment) < len(device.cloud.pool)
+    some = np.arange(0, len(segment), 97)
+    fresh = device.cloud.encoder.predict(segment.samples.take(some))
+    np.testing.assert_allclose(found.residuals[some], segment.samples.labels[some] - fresh, atol=1e-6)
+    assert found.met.sum() == len(segment) and abs(found.sums.sum() - found.residuals.sum(dtype=float)) < 0.01
+
+
+def test_mpda_trains_as_published_and_not_as_coda_does(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    tuned = device.tuned
+
+    def watched(name: str, *args, **kwargs):  # type: ignore[no-untyped-def]
+        seen.append(kwargs["settings"])
+        return tuned(name, *args, **kwargs)
+
+    monkeypatch.setattr(device, "tuned", watched)
+    monkeypatch.setattr(mpda, "USERS", 1)
+    mpda.run(device, mpda.randomly)
+    assert len(seen) == 2
+    for used in seen:
+        assert (used.rate, used.table_rate, used.epochs) == (0.01, 0.01, 1)
+        assert not (used.label_correction or used.freeze_histories)
 
 
 def test_samples_of_one_contributor_share_their_history_on_the_wire(device: Device) -> None:
@@ -141,7 +176,7 @@ def test_mpda_keeps_what_raises_the_local_auc_and_rolls_back_the_rest(
 
 
 def test_similar_users_are_nearer_than_random_ones(device: Device) -> None:
-    mine = device.embeddings(device.parts.local, "all local").mean(0)
+    mine = device.embeddings(device.parts.local, "local").mean(0)
 
     def nearness(groups: list[np.ndarray]) -> float:
         return float((device.cloud.means(device.pool, groups) @ mine).mean())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from cloud.evaluation.device import Spent
 from cloud.evaluation.running import UserResult, score
-from cloud.evaluation.statistics import bootstrap, calibration, shares, summarize, user_aucs
+from cloud.evaluation.statistics import bootstrap, calibration, judge_errors, shares, summarize, user_aucs
 
 NAMES = {"cloud": ("", False), "local": ("", False), "coda": ("", False)}
 
@@ -115,3 +116,25 @@ def test_costs_are_means_and_the_highest_peak() -> None:
 def test_seeds_with_other_users_are_refused() -> None:
     with pytest.raises(ValueError, match="same users"):
         user_aucs({0: [user(0, cloud=0.5)], 1: [user(1, cloud=0.5)]}, "cloud")
+
+
+def test_the_judge_is_measured_by_the_test_rows() -> None:
+    def judged(number: int, after: float, *, kept: bool) -> UserResult:
+        found = user(number, **{"cloud": 0.6, "coda": after if kept else 0.6, "coda-no-judge": after})
+        scores = dict(found.scores)
+        scores["coda"] = msgspec.structs.replace(scores["coda"], own=kept)
+        return msgspec.structs.replace(found, scores=scores)
+
+    users = [
+        judged(1, 0.7, kept=True),
+        judged(2, 0.7, kept=False),
+        judged(3, 0.5, kept=True),
+        judged(4, 0.6, kept=True),
+    ]
+    found = judge_errors({0: users, 1: users})
+    assert found is not None
+    assert (found.updates, found.kept, found.harmful, found.helpful) == (8, 0.75, 0.25, 0.5)
+    assert (found.harmful_kept, found.helpful_refused) == (1.0, 0.5)
+    mild = judge_errors({0: users[3:]})
+    assert mild is not None and mild.harmful_kept is None and mild.helpful_refused is None
+    assert judge_errors({0: [user(1, cloud=0.5, coda=0.6)]}) is None

@@ -147,7 +147,7 @@ def services(tmp_path: Path, clock: Clock) -> Iterator[Services]:
         format=1, name="tiny", version=3, created="", model="none", schema=SCHEMA, encoder=ENCODER, width=WIDTH,
         filter_from=0, graphs={}, weights=nothing, classifier=nothing,
         tables={"item": TableEntry(ITEMS + 1, ("item.weight",), ())},
-        settings=RoundSettings(), answer_key=signer.public,
+        settings=RoundSettings(matching="nearest"), answer_key=signer.public,
     )  # fmt: skip
     pool, encoder = Pool(tmp_path / "pool", SCHEMA, WIDTH), TinyEncoder()
     for token in (1, 2, 3):

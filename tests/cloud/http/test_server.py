@@ -21,6 +21,7 @@ from device_runtime.messages import Capability, Enrolment, RoundReport, to_json
 from device_runtime.packing import pack
 from device_runtime.transport import Transport, TransportLimits
 from device_runtime.wire import MatchQuery, decode_answer, encode_contribution, encode_query, encode_report
+from tests.device_runtime.batches import assert_same
 
 FRAME = "application/vnd.coda.frame"
 PROBLEM = "application/problem+json"
@@ -155,24 +156,26 @@ def test_rows_of_shards_that_a_device_holds_are_not_sent(device, running):
 
 
 def test_what_a_device_contributed_never_comes_back_to_it(device, running, tmp_path):
-    """Its own samples are the nearest of all; a stranger with the same query gets them, the contributor never does."""
+    """A stranger with the same query hears of its samples, the contributor is told what it would have been told."""
     url, services = running
-    mine = services.pool.gather(np.arange(30))
-    before = len(services.pool)
-    assert device.call("POST", "/v1/contributions", encode_contribution(mine), FRAME).status_code == 204
-    assert len(services.pool) == before + 30
-    own = services.contributor(f"device:{device.id}")
-    assert (services.pool.segments[-1].contributors == own).all()
-    query = {"centroids": np.array(services.pool.segments[-1].embeddings[:8]), "limit": len(services.pool)}
+
+    def answered(asker):
+        query = {"centroids": np.array(services.pool.segments[0].embeddings[:1]), "limit": len(services.pool)}
+        return decode_answer(asker.match(services, **query).content, services.manifest.schema).candidates
+
     stranger = Device(url, tmp_path, "stranger")
     stranger.enrol()
-    got = {}
-    for asker in (device, stranger):
-        answer = decode_answer(asker.match(services, **query).content, services.manifest.schema)
-        got[asker.id] = len(answer.candidates), answer.shortfall
+    before = {asker.id: answered(asker) for asker in (device, stranger)}
+    assert_same(before[device.id], before[stranger.id])
+    mine = services.pool.gather(np.arange(30))
+    assert device.call("POST", "/v1/contributions", encode_contribution(mine), FRAME).status_code == 204
+    own = services.contributor(f"device:{device.id}")
+    assert (services.pool.segments[-1].contributors == own).all() and len(services.pool.segments[-1]) == 30
+    assert_same(answered(device), before[device.id])
+    now = answered(stranger)
     stranger.client.close()
-    assert got[stranger.id] == (before + 30, "")
-    assert got[device.id][0] == before and "of other contributors" in got[device.id][1]
+    changed = now.columns["item"][now.labels != before[stranger.id].labels]
+    assert set(changed.tolist()) & set(mine.columns["item"].tolist())
 
 
 def test_hostile_queries_are_refused_with_a_reason(device, running):

@@ -1,0 +1,159 @@
+"""Pooled matching: one candidate an item, which says what the pool knows of it that the cloud's model does not.
+
+A single label of a single stranger is mostly noise, and what it says on average the cloud's model knows already. So
+candidates carry *residuals*: by how much labels differ from the model's predictions, the mean over an item's samples
+since the pool began, moved to the mean over those samples whose contributors are near the user's profile (Nadaraya,
+1964; Watson, 1964). Both means are shrunk, so an item that hardly anybody met says nothing. A mean over contributors
+has no history: the device puts in its user's own, and adds the residual to the model's prediction for that user.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cloud.matching.store import MatchStore
+from cloud.pool import Pool, Segment
+from device_runtime.bundle import RoundSettings
+from device_runtime.errors import InputError
+from device_runtime.samples import Column, Float32, Int64, Ragged, SampleBatch, Schema
+from device_runtime.wire import MatchQuery, in_steps
+
+Floats = npt.NDArray[np.float64]
+Predict = Callable[[SampleBatch], Float32]
+"""The cloud model's probability of a like for each sample, float32 [n]."""
+
+
+@dataclass(frozen=True)
+class Unexplained:
+    """What a model does not explain of a segment. residuals: float32 [n], label minus prediction. met, sums: float64
+    [items]: samples of each item, and the sum of their residuals."""
+
+    residuals: Float32
+    met: Floats
+    sums: Floats
+
+    @staticmethod
+    def of(segment: Segment, predicted: Float32) -> Unexplained:
+        residuals = (segment.samples.labels - predicted).astype(np.float32)
+        item = items_of(segment)
+        return Unexplained(residuals, np.bincount(item).astype(np.float64), _total(item, residuals))
+
+
+Residuals = Callable[[Segment], Unexplained]
+
+
+class ResidualCache:
+    """Predicts each segment when it is first asked for, and keeps the result: segments never change."""
+
+    def __init__(self, predict: Predict) -> None:
+        self._predict = predict
+        self._computing = threading.Lock()
+        self._known: dict[int, tuple[Segment, Unexplained]] = {}
+
+    def __call__(self, segment: Segment) -> Unexplained:
+        with self._computing:
+            found = self._known.get(segment.base)
+            if found is None or found[0] is not segment:
+                found = segment, Unexplained.of(segment, predictions(segment.samples, self._predict))
+                self._known[segment.base] = found
+            return found[1]
+
+
+def predictions(samples: SampleBatch, predict: Predict, at_once: int = 8192) -> Float32:
+    """float32 [n]: of any number of samples."""
+    parts = [predict(samples.take(slice(at, at + at_once))) for at in range(0, len(samples), at_once)]
+    return np.concatenate([np.zeros(0, np.float32), *parts])
+
+
+def items_of(segment: Segment) -> npt.NDArray[np.int32]:
+    column = segment.samples.columns["item"]
+    assert not isinstance(column, Ragged)
+    return np.asarray(column, np.int32)
+
+
+def pooled(
+    pool: Pool, store: MatchStore, query: MatchQuery, exclude: int, settings: RoundSettings, residuals: Residuals
+) -> tuple[SampleBatch, str]:
+    """The candidates for a query, by ascending item, and why there are fewer than asked for ("" if there are not).
+
+    A label is a residual r from -1 to 1 as (1 + r) / 2; histories are empty. query: its first vector is the profile;
+    without one, all contributors count alike. exclude: token of the asking contributor, none of whose samples count.
+    Items that are met most, near the profile first, are preferred.
+
+    Raises:
+        InputError: samples have features other than the item and histories.
+    """
+    segments = pool.segments
+    known = [residuals(segment) for segment in segments]
+    count = max((len(one.met) for one in known), default=1)
+    met, sums = np.zeros(count), np.zeros(count)
+    for segment, one in zip(segments, known, strict=True):
+        own = np.flatnonzero(segment.contributors == np.uint64(exclude))
+        mine = items_of(segment)[own]
+        met += _padded(one.met, count) - _total(mine, np.ones(len(mine)), count)
+        sums += _padded(one.sums, count) - _total(mine, one.residuals[own], count)
+    mean = sums / (met + settings.shrinkage)
+    near, mass = np.zeros(count), np.zeros(count)
+    if len(query.centroids) and settings.neighbours and met.any():
+        found = store.search(query.centroids[:1], min(len(pool), settings.neighbours), exclude)
+        at = found.positions[0][found.positions[0] >= 0]
+        item, residual = _columns(segments, known, at)
+        weight = kernel(found.similarities[0][: len(at)], settings)
+        mass = _total(item, weight, count)
+        near = _total(item, weight * (residual - mean[item]), count) / (mass + settings.shrinkage)
+    order = np.lexsort((-met, -mass))
+    order = order[(met[order] > 0) & (order > 0)][: query.limit]
+    short = query.limit - len(order)
+    reason = f"the pool has only {len(order)} items of other contributors" if short else ""
+    picked = np.sort(order)
+    return _batch(
+        pool.schema, picked, in_steps(((1 + np.clip(mean + near, -1, 1)[picked]) / 2).astype(np.float32))
+    ), reason
+
+
+def kernel(similarities: Float32, settings: RoundSettings) -> Floats:
+    """Weights of neighbours, best first: 1 up to the `core`-th, then falling with the lack of similarity to that."""
+    core = similarities[min(settings.core, len(similarities)) - 1] if len(similarities) else 0.0
+    lack = np.maximum(core - similarities, 0)
+    weights: Floats = np.exp(-settings.sharpness * lack.astype(np.float64))
+    return weights
+
+
+def _total(item: npt.NDArray[np.integer], values: npt.NDArray[np.floating], count: int = 0) -> Floats:
+    """float64 [items]: the sum of each item's values."""
+    return np.bincount(item, values, count).astype(np.float64)
+
+
+def _padded(values: Floats, count: int) -> Floats:
+    return np.pad(values, (0, count - len(values)))
+
+
+def _columns(segments: tuple[Segment, ...], known: list[Unexplained], positions: Int64) -> tuple[Int64, Float32]:
+    """Item and residual of these positions in the pool."""
+    item, residual = np.zeros(len(positions), np.int64), np.zeros(len(positions), np.float32)
+    for segment, one in zip(segments, known, strict=True):
+        at = np.flatnonzero((positions >= segment.base) & (positions < segment.base + len(segment)))
+        item[at] = items_of(segment)[positions[at] - segment.base]
+        residual[at] = one.residuals[positions[at] - segment.base]
+    return item, residual
+
+
+def _batch(schema: Schema, items: Int64, labels: Float32) -> SampleBatch:
+    none = np.zeros(len(items), np.int32)
+    columns: dict[str, Column] = {}
+    for feature in schema.features:
+        if feature.kind == "ids":
+            columns[feature.name] = Ragged(none[:0], none, none)
+        elif feature.name == "item":
+            columns[feature.name] = items.astype(np.int32)
+        else:
+            raise InputError(
+                f"pooled matching knows items and histories only, and this model has {feature.name!r}; "
+                "export it with the round setting matching = nearest"
+            )
+    return SampleBatch(schema, columns, labels)

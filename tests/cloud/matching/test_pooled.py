@@ -1,0 +1,155 @@
+import numpy as np
+import pytest
+
+from cloud.matching import ExactStore, FaissStore, ResidualCache, pooled
+from cloud.matching.pooled import Unexplained, kernel, predictions
+from cloud.pool import Pool
+from device_runtime.bundle import RoundSettings
+from device_runtime.errors import InputError
+from device_runtime.samples import Feature, Ragged, SampleBatch, Schema
+from device_runtime.wire import LABEL_STEPS, MatchAnswer, MatchQuery, decode_answer, encode_answer
+
+SCHEMA = Schema((Feature("item", "id", "item"), Feature("history", "ids", "item", 4)))
+WIDTH = 4
+TASTES = np.eye(WIDTH, dtype=np.float32)[:2]
+STORES = [ExactStore, FaissStore]
+ITEMS = 30
+NONE = np.zeros(0, np.int32)
+
+
+def half(samples):
+    """A cloud model that knows nothing."""
+    return np.full(len(samples), 0.5, np.float32)
+
+
+def fill(pool, item, label, who, taste, time=0):
+    history = Ragged(np.array([7], np.int32), np.zeros(len(item), np.int32), np.ones(len(item), np.int32))
+    batch = SampleBatch(pool.schema, {"item": item.astype(np.int32), "history": history}, label.astype(np.float32))
+    pool.append(batch, np.full(len(item), time), who.astype(np.uint64), TASTES[taste])
+
+
+@pytest.fixture
+def pool(tmp_path, rng):
+    """Contributors of taste 0 like odd items, those of taste 1 even ones; in three segments."""
+    made = Pool(tmp_path, SCHEMA, WIDTH)
+    for _ in range(3):
+        item, who = rng.integers(1, ITEMS + 1, 400), rng.integers(1, 40, 400)
+        fill(made, item, (item + who) % 2, who, who % 2)
+    return made
+
+
+def ask(pool, store=ExactStore, taste=0, limit=100, exclude=0, predict=half, **settings):
+    profile = TASTES[taste : taste + 1] if taste is not None else TASTES[:0]
+    query = MatchQuery("encoder", profile, limit, NONE)
+    given = RoundSettings(**{"core": 50, "neighbours": 600} | settings)
+    return pooled(pool, store(pool), query, exclude, given, ResidualCache(predict))
+
+
+def residuals(found):
+    return 2 * found.labels - 1
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("taste", [0, 1])
+def test_residuals_are_those_of_contributors_near_the_profile(pool, store, taste):
+    found, reason = ask(pool, store, taste)
+    assert found.columns["item"].tolist() == list(range(1, ITEMS + 1)) and f"{ITEMS} items" in reason
+    assert not found.columns["history"].lengths.any(), "a mean over contributors has no history"
+    liked = found.columns["item"] % 2 == (1 if taste == 0 else 0)
+    assert (residuals(found)[liked] > 0.15).all() and (residuals(found)[~liked] < -0.15).all()
+
+
+def test_what_the_model_knows_already_is_not_said_again(pool):
+    def knows(samples):
+        return (samples.columns["item"] % 2).astype(np.float32)
+
+    near, _ = ask(pool, predict=knows)
+    assert np.abs(residuals(near)).max() < 0.5 < 1
+    everybody, _ = ask(pool, taste=None, predict=half)
+    assert np.abs(residuals(everybody)).max() < 0.2, "tastes cancel out where nobody is nearer than another"
+
+
+def test_shrinkage_silences_what_was_hardly_seen(pool):
+    size = [np.abs(residuals(ask(pool, shrinkage=s)[0])).mean() for s in (1.0, 10.0, 1e6)]
+    assert size[0] > size[1] > size[2] and size[2] <= 1.001 / LABEL_STEPS
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_the_askers_own_samples_do_not_count(tmp_path, store):
+    made = Pool(tmp_path, SCHEMA, WIDTH)
+    fill(made, np.array([1, 2, 2]), np.array([1, 1, 0]), np.array([7, 7, 8]), [0, 0, 0])
+    fill(made, np.array([3, 3]), np.array([1, 1]), np.array([7, 9]), [0, 0])
+    found, _ = ask(made, store, exclude=7, shrinkage=1.0)
+    assert found.columns["item"].tolist() == [2, 3]
+    assert residuals(found)[0] < 0 < residuals(found)[1], "own likes of item 2 would have made it 0"
+    # one sample of each: its residual of a half comes to 1/4 after shrinkage, and half of the other 1/4 is near
+    np.testing.assert_allclose(np.abs(residuals(found)), np.full(2, 0.375), atol=1 / LABEL_STEPS)
+
+
+def test_an_empty_pool_and_a_lonely_asker_get_nothing(tmp_path):
+    made = Pool(tmp_path, SCHEMA, WIDTH)
+    found, reason = ask(made)
+    assert len(found) == 0 and "only 0 items" in reason
+    fill(made, np.array([1]), np.array([1]), np.array([7]), [0])
+    assert len(ask(made, exclude=7)[0]) == 0
+
+
+def test_the_limit_keeps_what_neighbours_met(pool):
+    fill(pool, np.full(5, ITEMS + 1), np.ones(5), np.full(5, 2), np.ones(5, int))
+    found, reason = ask(pool, limit=ITEMS, neighbours=300)
+    assert len(found) == ITEMS and reason == "" and ITEMS + 1 not in found.columns["item"]
+    assert len(ask(pool, limit=0)[0]) == 0
+
+
+def test_weights_fall_from_the_core_on():
+    given = RoundSettings(core=2, sharpness=10.0)
+    np.testing.assert_allclose(
+        kernel(np.array([0.9, 0.8, 0.7, 0.3], np.float32), given), [1, 1, np.exp(-1), np.exp(-5)], rtol=1e-5
+    )
+    assert len(kernel(np.zeros(0, np.float32), given)) == 0
+
+
+def test_a_segment_is_predicted_once_and_new_ones_are_seen(pool):
+    asked = []
+
+    def counting(samples):
+        asked.append(len(samples))
+        return half(samples)
+
+    cache = ResidualCache(counting)
+    query = MatchQuery("encoder", TASTES[:1], 100, NONE)
+    for _ in range(2):
+        pooled(pool, ExactStore(pool), query, 0, RoundSettings(), cache)
+    assert asked == [400, 400, 400]
+    fill(pool, np.full(6, ITEMS + 1), np.ones(6), np.full(6, 2), np.zeros(6, int))
+    found, _ = pooled(pool, ExactStore(pool), query, 0, RoundSettings(), cache)
+    assert asked[3:] == [6] and ITEMS + 1 in found.columns["item"]
+    [segment] = pool.segments[3:]
+    again = Unexplained.of(segment, half(segment.samples))
+    assert again.met[ITEMS + 1] == 6 and again.sums[ITEMS + 1] == 3.0
+
+
+def test_predicting_in_parts_changes_nothing(pool):
+    samples, sizes = pool.segments[0].samples, []
+
+    def told(part):
+        sizes.append(len(part))
+        return part.columns["item"].astype(np.float32)
+
+    np.testing.assert_array_equal(predictions(samples, told, 150), samples.columns["item"])
+    assert sizes == [150, 150, 100] and len(predictions(samples.take(slice(0, 0)), told)) == 0
+
+
+def test_models_with_other_inputs_are_told_what_to_do(tmp_path):
+    schema = Schema((*SCHEMA.features, Feature("price", "float", "", 1)))
+    made = Pool(tmp_path, schema, WIDTH)
+    with pytest.raises(InputError, match=r"'price'.*matching = nearest"):
+        ask(made)
+
+
+def test_a_pooled_candidate_takes_a_few_bytes(pool):
+    found, _ = ask(pool)
+    data = encode_answer(MatchAnswer(found, {}))
+    np.testing.assert_array_equal(decode_answer(data, SCHEMA).candidates.labels, found.labels)
+    plain = SampleBatch(SCHEMA, found.columns, found.labels + np.float32(1e-4))
+    assert len(data) + 60 < len(encode_answer(MatchAnswer(plain, {}))), "labels take a byte, not four"
