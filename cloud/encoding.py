@@ -30,6 +30,7 @@ class Encoder:
             ids[order],
             {n: np.concatenate([s.tensors[n] for s in shards])[order] for n in manifest.tables[VOCABULARY].tensors},
         )
+        self._shards = len(shards)
         self._shard = np.repeat(np.arange(len(shards)), [len(shard.ids) for shard in shards])[order]
 
     def encode(self, samples: SampleBatch) -> Float32:
@@ -40,8 +41,9 @@ class Encoder:
 
     def rows(self, ids: Int32, held: Int32) -> Rows:
         """The rows of those ids (ascending) whose shard is not among `held`."""
-        at = self._at(ids)
-        return self._picked(at[~np.isin(self._shard[at], held)])
+        at, lacking = self._at(ids), np.ones(self._shards, bool)
+        lacking[held[(held >= 0) & (held < self._shards)]] = False
+        return self._picked(at[lacking[self._shard[at]]])
 
     def _picked(self, at: np.ndarray[tuple[int], np.dtype[np.intp]]) -> Rows:
         return Rows(self._rows.ids[at], {n: t[at] for n, t in self._rows.tensors.items()})

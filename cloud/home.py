@@ -1,9 +1,11 @@
 """A server's folder, with the embedded defaults: SQLite, local files, a pool on disk.
 
+HOME/server.toml    settings that are not the defaults; see `cloud.settings`
 HOME/answer.key     signs per-user answers; every manifest names its public half
 HOME/salt           makes pseudonyms of contributors; without it they cannot be linked
-HOME/catalog.db     devices, releases, reports
-HOME/blobs/         bundle files by content hash
+HOME/watch.token    lets operators see figures from elsewhere
+HOME/catalog.db     devices, releases, reports, unless the settings name another database
+HOME/blobs/         bundle files by content hash; a cache of them where the settings name another place
 HOME/pool/ENCODER/  samples without identities, embedded by that encoder
 """
 
@@ -22,11 +24,13 @@ import msgspec
 import numpy as np
 import zstandard
 
+from cloud.blobs import shared_blobs
 from cloud.catalog import Catalog
 from cloud.datasets import Dataset
 from cloud.encoding import Encoder
 from cloud.pool import Pool, Tokens
-from device_runtime.bundle import BlobStore, FileRef, Manifest, open_manifest, parse_manifest, unpack_file
+from cloud.settings import load_settings
+from device_runtime.bundle import FileRef, Manifest, open_manifest, parse_manifest, unpack_file
 from device_runtime.errors import InputError, StoreError, TrustError
 from device_runtime.identity import Signer, check_public_key
 from device_runtime.messages import BundleRef
@@ -56,9 +60,10 @@ class ServerHome:
             self._salt = _salt(path / "salt")
         except OSError as error:
             raise StoreError(f"the server's home {path} cannot be used: {error.strerror}") from None
+        self.settings = load_settings(path)
         self.answer_signer = Signer.open_or_create(path / "answer.key")
-        self.catalog = Catalog(f"sqlite:///{(path / 'catalog.db').absolute()}")
-        self.blobs = BlobStore(path / "blobs")
+        self.catalog = Catalog(self.settings.catalog or f"sqlite:///{(path / 'catalog.db').absolute()}")
+        self.blobs = shared_blobs(path / "blobs", self.settings.blobs)
 
     def __enter__(self) -> ServerHome:
         return self
@@ -77,6 +82,16 @@ class ServerHome:
         # its signature was checked when it was published; what lies here is the operator's own
         stored = self.blobs.read(FileRef(ref.manifest, ref.size, ref.size, "none"))
         return ref, parse_manifest(_unpacked(stored), ref.version)
+
+    @property
+    def watch_token(self) -> str:
+        """What operators prove themselves with, made when first asked for. Raises: StoreError."""
+        path = self.path / "watch.token"
+        try:
+            _make_once(path, secrets.token_urlsafe(24).encode() + b"\n")
+            return path.read_text().strip()
+        except OSError as error:
+            raise StoreError(f"cannot use {path}: {error.strerror}") from None
 
     def pool(self, manifest: Manifest) -> Pool:
         return Pool(self.path / "pool" / manifest.encoder, manifest.schema, manifest.width)
@@ -173,17 +188,22 @@ def _holds(path: Path, data: bytes) -> bool:
 
 def _salt(path: Path) -> bytes:
     """The salt, made when there is none: whole or not at all, for pseudonyms under an empty one could be guessed."""
-    if not path.exists():
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-") as file:  # readable by its owner only
-            file.write(secrets.token_bytes(_SALT_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-            with contextlib.suppress(FileExistsError):  # another process was first: its salt counts
-                os.link(file.name, path)
+    _make_once(path, secrets.token_bytes(_SALT_BYTES))
     salt = path.read_bytes()
     if len(salt) != _SALT_BYTES:
         raise StoreError(f"{path} is damaged: it should have {_SALT_BYTES} bytes. Restore it from a copy")
     return salt
+
+
+def _make_once(path: Path, secret: bytes) -> None:
+    """Write a file where there is none, readable by its owner only. Raises: OSError."""
+    if not path.exists():
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-") as file:
+            file.write(secret)
+            file.flush()
+            os.fsync(file.fileno())
+            with contextlib.suppress(FileExistsError):  # another process was first: what it wrote counts
+                os.link(file.name, path)
 
 
 def _unpacked(stored: bytes) -> bytes:

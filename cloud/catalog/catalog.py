@@ -135,17 +135,18 @@ class Catalog:
 
     # -- reports ------------------------------------------------------------------------------------------------
 
-    def report(self, device: str, report: RoundReport, now: float) -> bool:
-        """Store a round's report. False if the device has reported this round before; the first one stays."""
+    def report(self, device: str, report: RoundReport, now: float) -> RoundRow | None:
+        """Store a round's report. None if the device has reported this round before; the first one stays."""
         row = {"device": device, "round": report.round, "bundle": report.bundle, "report": to_json(report)}
         known = self.device(device)
         columns = columns_of(report, known.device_class if known else device_class({}))
+        line = RoundRow(received=now, device=device, bundle=report.bundle, **columns)
         try:
             with self._begin() as db:
                 db.execute(insert(REPORTS).values(**row, received=now, **columns))
         except IntegrityError:
-            return False
-        return True
+            return None
+        return line
 
     def reports(self) -> list[tuple[str, RoundReport]]:
         """(device, report), in the order of their arrival."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from device_runtime.messages import BundleRef, PhaseOverhead, RoundReport
 
 MACHINES = ("arm64", "x86-64", "other")
 MEMORIES = ("up to 1 GiB", "up to 4 GiB", "more than 4 GiB", "unknown")
 DEVICE_CLASSES = tuple(f"{machine}, {memory}" for machine in MACHINES for memory in MEMORIES)
-OUTCOMES = ("activated", "kept", "too few samples", "failed", "other")
+OUTCOMES: tuple[str, ...] = ("activated", "kept", "too few samples", "failed", "other")
 """What a round can come to, as devices report it; a word that this version does not know counts as `other`."""
 _MACHINES = {"aarch64": "arm64", "arm64": "arm64", "x86_64": "x86-64", "amd64": "x86-64"}
 
@@ -72,7 +73,7 @@ def device_class(capability: Mapping[str, object]) -> str:
     return f"{machine}, {memory}"
 
 
-def columns_of(report: RoundReport, kind: str) -> dict[str, object]:
+def columns_of(report: RoundReport, kind: str) -> dict[str, Any]:
     """What the table of reports keeps of a report beside the report itself."""
     phases: list[PhaseOverhead] = report.phases
     verdict = report.verdict
