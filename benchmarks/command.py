@@ -13,6 +13,7 @@ BENCHES = {
     ),
     "engines": ("benchmarks.engines", "how long a training step takes on each engine, beside PyTorch eager"),
     "round": ("benchmarks.round", "what a whole round costs a device: CPU, memory, bytes, by phase"),
+    "serve": ("benchmarks.serve", "how many matches a second a server answers over HTTP, how late, in how much memory"),
     "wire": ("benchmarks.wire", "how many bytes candidates and weights take on the wire, beside other formats"),
     "emulated-pi": ("benchmarks.emulated_pi", "what a round takes on an emulated Raspberry Pi, in instructions"),
 }
