@@ -198,6 +198,7 @@ def _bodies(home: Path, candidates: int | None) -> tuple[list[str], list[str]]:
 def _server(home: Path, workers: int, log: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Raises: CodaError: it did not come up."""
     port_file = home / "port"
+    port_file.unlink(missing_ok=True)  # of an earlier server
     words = ["serve", "--home", home, "--port", "0", "--port-file", port_file, "--workers", workers]
     with log.open("ab") as file:
         process = subprocess.Popen(
