@@ -83,7 +83,8 @@ class Coda(Store):
     def ids(self, found: Any) -> Ids:
         rows = np.concatenate([np.asarray(s.samples.columns["item"]) for s in self._pool.segments])
         bases = np.concatenate([np.arange(s.base, s.base + len(s)) for s in self._pool.segments])
-        return rows[np.searchsorted(bases, found)]
+        numbers: Ids = rows[np.searchsorted(bases, found)]
+        return numbers
 
 
 class CodaPq(Coda):

@@ -1,5 +1,6 @@
 """One contract for every store, with exact search as the oracle."""
 
+import contextlib
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloud.matching import ExactStore, FaissStore, Filter, Found, index, match
+from cloud.matching.milvus import MilvusStore
 from cloud.matching.select import choose
 from cloud.pool import Pool
 from device_runtime.errors import InputError
@@ -22,7 +24,25 @@ from tests.device_runtime.batches import assert_same
 
 SCHEMA = Schema((Feature("item", "id", "item"), Feature("history", "ids", "item", 5)))
 WIDTH = 16
-STORES = [ExactStore, FaissStore]
+
+
+class MilvusLite(MilvusStore):
+    """Over Milvus Lite, which runs in this process; a search waits until it has all of the pool."""
+
+    def __init__(self, pool):
+        super().__init__(pool, str(pool.folder / "milvus.db"))
+
+    def search(self, *arguments, **named):
+        self.wait()
+        return super().search(*arguments, **named)
+
+    def asked_remotely(self, *arguments):
+        found = self._asked(list(self._pool.segments), *arguments)
+        assert found is not None, "Milvus answers, and with all there is"
+        return found
+
+
+STORES = [ExactStore, FaissStore, MilvusLite]
 
 
 def unit(rng, count, width=WIDTH):
@@ -95,17 +115,33 @@ FILTERS = st.builds(
 )
 
 
-@pytest.mark.parametrize("store", STORES)
-@settings(max_examples=20, deadline=None)
-@given(
+CASES = given(
     st.integers(0, 2**32), st.integers(1, 5), st.integers(1, 1300), st.integers(0, 8), st.none() | FILTERS,
     st.lists(st.sampled_from(["append", "erase", "retain", "compact"]), max_size=4),
 )  # fmt: skip
+
+
+@pytest.mark.parametrize("store", [ExactStore, FaissStore])
+@settings(max_examples=20, deadline=None)
+@CASES
 def test_answers_are_what_exact_search_gives(store, seed, queries, k, exclude, where, changes):
-    with tempfile.TemporaryDirectory() as folder:
+    answers_are_exact(store, seed, queries, k, exclude, where, changes)
+
+
+@settings(max_examples=4, deadline=None)
+@CASES
+def test_answers_of_milvus_are_what_exact_search_gives(seed, queries, k, exclude, where, changes):
+    """Fewer examples: opening Milvus Lite takes a second."""
+    answers_are_exact(MilvusLite, seed, queries, k, exclude, where, changes)
+
+
+def answers_are_exact(store, seed, queries, k, exclude, where, changes):
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         rng = np.random.default_rng(seed)
         pool = Pool(Path(folder), SCHEMA, WIDTH)
         searching = store(pool)
+        if store is MilvusLite:
+            stack.callback(searching.close)
         for change in ["append", "append", *changes]:
             if change == "append":
                 fill(pool, rng, int(rng.integers(1, 200)))
