@@ -29,10 +29,10 @@ FLAT_UP_TO = 50_000
 """Samples in a segment up to which comparing with all of them is fast enough."""
 Codes = Literal["sq8", "pq"]
 _FORMAT = 1
-_TARGET = 0.97
+_TARGET = 0.96
 """Recall that probing is set for: some more than the 0.95 that is promised."""
-_DEPTHS = (20, 200, 2000)
-_QUERIES = 64
+_DEPTHS = (50, 200, 2000)
+_QUERIES = 100
 _CHUNK = 1 << 17
 _TRAINED_ON = 40
 """Vectors a list that the lists' centres are found with."""
@@ -151,17 +151,18 @@ def _measured(index: Any, segment: Segment, codes: Codes) -> tuple[int, tuple[tu
     truth = compare(segment, queries, depths[-1], None).positions - segment.base
     for rerank in (1, 2, 4, 8):
         trial = SegmentIndex(index, IndexMeta(_FORMAT, codes, len(segment), "", rerank, ((1, index.nlist),)))
-        if rerank == 8 or all(_recall(trial, segment, queries, truth, k, index.nlist) >= _TARGET for k in depths):
+        ceilings = [_recall(trial, segment, queries, truth, k, index.nlist) for k in depths]
+        if min(ceilings) >= _TARGET:
             break
     probes: list[tuple[int, int]] = []
-    for k in depths:
-        low, high = probes[-1][1] if probes else 1, 1
-        high = low
-        while high < index.nlist and _recall(trial, segment, queries, truth, k, high) < _TARGET:
+    for k, ceiling in zip(depths, ceilings, strict=True):
+        target = min(_TARGET, ceiling)
+        low = high = 1
+        while high < index.nlist and _recall(trial, segment, queries, truth, k, high) < target:
             low, high = high, min(2 * high, index.nlist)
         while high - low > max(1, low // 8):
             middle = (low + high) // 2
-            if _recall(trial, segment, queries, truth, k, middle) < _TARGET:
+            if _recall(trial, segment, queries, truth, k, middle) < target:
                 low = middle
             else:
                 high = middle
@@ -170,21 +171,25 @@ def _measured(index: Any, segment: Segment, codes: Codes) -> tuple[int, tuple[tu
 
 
 def _asked(segment: Segment) -> Float32:
-    """Vectors such as devices ask with: samples, and means of up to eight of one contributor. float32 [q, width]"""
+    """Vectors such as devices ask with: half of them samples, half means of a dozen of one contributor that lie
+    together, as the centres of a device's samples do. float32 [q, width]"""
     rng = np.random.default_rng(1)
     asked = segment.embeddings[rng.integers(0, len(segment), _QUERIES)]
-    for i in range(0, _QUERIES, 2):
+    for i in range(_QUERIES // 2, _QUERIES):
         owner = int(segment.contributors[rng.integers(len(segment))])
-        asked[i] = segment.embeddings[rng.permutation(segment.owners.rows_of(owner))[:8]].mean(0)
+        theirs = segment.embeddings[segment.owners.rows_of(owner)[:1000]]
+        nearest = np.argsort(-(theirs @ theirs[rng.integers(len(theirs))]), kind="stable")
+        asked[i] = theirs[nearest[:12]].mean(0)
     norms = np.maximum(np.linalg.norm(asked, axis=1, keepdims=True), 1e-6)
     return np.ascontiguousarray(asked / norms, np.float32)
 
 
 def _recall(trial: SegmentIndex, segment: Segment, queries: Float32, truth: Int64, k: int, probes: int) -> float:
-    at = SegmentIndex(trial.index, msgspec.structs.replace(trial.meta, probes=((k, probes),))).search(
-        segment, queries, k, k, None
-    )[1]
-    return float(np.mean([len(np.intersect1d(a, b[:k])) / k for a, b in zip(at, truth, strict=True)]))
+    """Of samples, or of centres, whichever is lower."""
+    meta = msgspec.structs.replace(trial.meta, probes=((k, probes),))
+    at = SegmentIndex(trial.index, meta).search(segment, queries, k, k, None)[1]
+    each = [len(np.intersect1d(a, b[:k])) / k for a, b in zip(at, truth, strict=True)]
+    return float(min(np.mean(each[: _QUERIES // 2]), np.mean(each[_QUERIES // 2 :])))
 
 
 def _compared_again(
