@@ -206,6 +206,24 @@ class Pool(Snapshot):
         """Whether `compact` would do something."""
         return bool(compaction.plan(self.segments, False))
 
+    def stats(self) -> dict[str, int]:
+        """samples: that answers may show. hidden: that wait for compaction. bytes: on disk, indexes included. oldest,
+        newest: seconds, 0 if there are none."""
+        segments = self.segments
+        files = [path.stat().st_size for s in segments for path in (self.folder / s.name).iterdir()]
+        ends = [(int(s.timestamps.min()), int(s.timestamps.max())) for s in segments]
+        everybody = [s.owners.tokens for s in segments]
+        return {
+            "samples": len(self),
+            "hidden": sum(len(s.hidden) for s in segments),
+            "segments": len(segments),
+            "contributors": len(np.unique(np.concatenate(everybody))) if everybody else 0,
+            "erased_contributors": len(self._state.erased),
+            "bytes": sum(files),
+            "oldest": min((first for first, _ in ends), default=0),
+            "newest": max((last for _, last in ends), default=0),
+        }
+
     def ingested(self, source: str) -> int:
         """Samples of a source that are in."""
         self._refresh()
