@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from cloud.pool import Part, Pool
+from cloud.pool import Keeper, Part, Pool
 from device_runtime.errors import InputError, StoreError
 from device_runtime.samples import Feature, Ragged, SampleBatch, Schema
 from tests.cloud.matching.test_contract import SCHEMA, WIDTH, fill, make_samples, unit
@@ -18,7 +18,7 @@ ENDLESS_WRITER = """
 import sys
 from pathlib import Path
 import numpy as np
-from cloud.pool import Part, Pool
+from cloud.pool import Keeper, Part, Pool
 from tests.cloud.matching.test_contract import SCHEMA, WIDTH, fill
 pool = Pool(Path(sys.argv[1]), SCHEMA, WIDTH)
 while True:
@@ -372,3 +372,29 @@ def test_a_pool_of_an_earlier_format_is_refused(tmp_path):
     (tmp_path / "pool.json").write_text("{")
     with pytest.raises(StoreError, match=r"pool.json is damaged"):
         Pool(tmp_path, SCHEMA, WIDTH)
+
+
+def test_a_keeper_merges_what_comes_in(tmp_path, rng):
+    pool, prepared = Pool(tmp_path, SCHEMA, WIDTH), []
+    with Keeper(pool, prepared.append, every_s=0.01):
+        for _ in range(8):
+            fill(pool, rng, 5)
+        while pool.due():
+            time.sleep(0.01)
+    assert len(pool) == 40 and prepared and len(pool.segments) < 8
+
+
+def test_a_keeper_survives_a_merge_that_fails(tmp_path, rng, caplog):
+    pool, tries = Pool(tmp_path, SCHEMA, WIDTH), []
+    for _ in range(8):
+        fill(pool, rng, 5)
+
+    def failing_once(segment):
+        tries.append(segment)
+        if len(tries) == 1:
+            raise OSError(28, "No space left on device")
+
+    with Keeper(pool, failing_once, every_s=0.01):
+        while pool.due():
+            time.sleep(0.01)
+    assert len(tries) == 2 and "No space left on device; what it holds is kept" in caplog.text
