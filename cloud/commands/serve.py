@@ -32,6 +32,12 @@ class Command:
         parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
         parser.add_argument("--port", type=int, default=8470, help="0 picks a free one (%(default)s)")
         parser.add_argument("--port-file", type=Path, metavar="FILE", help="write the port here once it is open")
+        parser.add_argument(
+            "--store",
+            default="faiss",
+            metavar="NAME",
+            help="what matches: faiss, faiss:pq, exact, or milvus:URI (faiss)",
+        )
         parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
 
     @staticmethod
@@ -41,10 +47,12 @@ class Command:
         from cloud.home import ServerHome
         from cloud.http import Services, create_app
         from cloud.http.logs import configure
+        from cloud.pool import Keeper
 
         configure(args.log_level)
         with ServerHome(args.home) as home, _listening(args.host, args.port) as listener:
-            app = create_app(Services.of(home))
+            services = Services.of(home, args.store)
+            app = create_app(services)
             port = listener.getsockname()[1]
 
             class Server(uvicorn.Server):
@@ -61,7 +69,8 @@ class Command:
             )  # fmt: skip
             # uvicorn raises the signal anew once it has stopped; the default would end us before the home is closed
             signal.signal(signal.SIGTERM, lambda *_: None)
-            Server(config).run([listener])
+            with Keeper(services.pool, services.store.prepare):
+                Server(config).run([listener])
         return 0
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from cloud.catalog import Catalog
 from cloud.encoding import Encoder
 from cloud.home import ServerHome
-from cloud.matching import FaissStore, MatchStore
+from cloud.matching import MatchStore, open_store
 from cloud.pool import Pool
 from device_runtime.bundle import BlobStore, Manifest
 from device_runtime.identity import Signer
@@ -55,8 +55,8 @@ class Services:
     limits: ServerLimits = field(default_factory=ServerLimits)
 
     @staticmethod
-    def of(home: ServerHome) -> Services:
-        """The embedded defaults. Raises: InputError: no bundle has been published."""
+    def of(home: ServerHome, store: str = "faiss") -> Services:
+        """The embedded defaults. store: see `open_store`. Raises: InputError: no bundle has been published."""
         ref, manifest = home.release()
         pool = home.pool(manifest)
         encoder = Encoder(manifest, home.blobs)
@@ -66,7 +66,7 @@ class Services:
             ref,
             manifest,
             pool,
-            FaissStore(pool),
+            open_store(store, pool),
             encoder,
             home.contributor,
             home.answer_signer,

@@ -27,6 +27,9 @@ class ExactStore:
         parts = [compare(s, queries, k, searchable(s, exclude, where)) for s in segments]
         return merge(parts, k, len(queries))
 
+    def prepare(self, segment: Segment) -> None:
+        """Nothing: the vectors themselves are searched."""
+
 
 def compare(segment: Segment, queries: Float32, k: int, rows: Int64 | None) -> Found:
     """The k most similar of these rows of a segment, int64 [m]; None = of all. At most m, or n, are found."""

@@ -58,7 +58,7 @@ class FaissStore:
         self._wanted.join()
 
     def prepare(self, segment: Segment) -> None:
-        """Build the index of a segment that is about to join the pool. For `Pool.compact`."""
+        """See `MatchStore`: its index."""
         if len(segment) > FLAT_UP_TO:
             build(segment, self._codes)
 

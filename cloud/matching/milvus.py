@@ -84,6 +84,9 @@ class MilvusStore:
                 parts.append(compare(segment, queries, k, searchable(segment, exclude, where)))
         return merge(parts, k, len(queries))
 
+    def prepare(self, segment: Segment) -> None:
+        """Nothing: the thread that keeps the collection up sees the segment when it is in the pool."""
+
     def wait(self) -> None:
         """Until the collection has what the pool has now, or Milvus did not answer."""
         asked = self._ask()

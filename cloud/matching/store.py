@@ -44,6 +44,10 @@ class MatchStore(Protocol):
         """
         ...
 
+    def prepare(self, segment: Segment) -> None:
+        """Put beside a segment that is about to join the pool what searching it will need. For `Pool.compact`."""
+        ...
+
 
 def searchable(segment: Segment, exclude: int, where: Filter | None) -> Int64 | None:
     """Rows of a segment that an answer may show, int64 ascending; None = all of them."""
