@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
                     missing.append(f"{store} IS LEFT OUT at {samples:,} samples: too slow to build; see --all")
                 else:
                     try:
-                        facts = _measure(store, folder)
+                        facts = _measure(store, folder, 0.1 if args.quick else 2.0)
                     except CodaError as error:
                         missing.append(f"{store} FAILED at {samples:,} samples: {error}")
                         continue
@@ -73,16 +73,17 @@ def run(args: argparse.Namespace) -> int:
     for line in [*dict.fromkeys(missing), *_verdicts(rows)]:
         print(line)
     result.write(args.json, "bench matching", started, rows, missing=missing)
-    return 0 if any(row["store"] == "coda" for row in rows) or args.stores else 1
+    return 0 if rows and not any("FAILED" in line for line in missing) else 1
 
 
-def _measure(store: str, data: Path) -> dict[str, object]:
+def _measure(store: str, data: Path, seconds: float) -> dict[str, object]:
     folder = data / store
     folder.mkdir()
     facts: dict[str, object] = {}
     for step in ("build", "search"):
         out = data / f"{store}.json"
-        command = [sys.executable, "-m", "benchmarks.matching_stores", step, store, str(data), str(folder), str(out)]
+        words = [step, store, str(data), str(folder), str(out), str(seconds)]
+        command = [sys.executable, "-m", "benchmarks.matching_stores", *words]
         measured(command, data / f"{store}.log", {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"})
         facts |= msgspec.json.decode(out.read_bytes(), type=dict[str, object])
     shutil.rmtree(folder)
