@@ -59,14 +59,16 @@ def searchable(segment: Segment, exclude: int, where: Filter | None) -> Int64 | 
 
 
 def merge(parts: list[Found], k: int, queries: int) -> Found:
-    """The k best of several searches over disjoint samples; equal similarities go by position."""
+    """The k best of several searches over disjoint samples, each best first."""
     if not parts:
         return Found(np.full((queries, k), -1, np.int64), np.full((queries, k), -np.inf, np.float32))
     positions = np.concatenate([part.positions for part in parts], 1)
     similarities = np.concatenate([part.similarities for part in parts], 1)
-    best = np.lexsort((positions, -similarities), axis=1)[:, :k]
-    positions = np.take_along_axis(positions, best, 1)
-    similarities = np.take_along_axis(similarities, best, 1)
+    if len(parts) > 1:
+        best = np.lexsort((positions, -similarities), axis=1)[:, :k]  # equal similarities go by position
+        positions = np.take_along_axis(positions, best, 1)
+        similarities = np.take_along_axis(similarities, best, 1)
+    positions, similarities = positions[:, :k], similarities[:, :k]
     lacking = k - positions.shape[1]
     if lacking > 0:
         positions = np.pad(positions, ((0, 0), (0, lacking)), constant_values=-1)
