@@ -12,6 +12,7 @@ BENCHES = {
         "what the idle agent costs, how fast events become samples, how soon a round gives way",
     ),
     "engines": ("benchmarks.engines", "how long a training step takes on each engine, beside PyTorch eager"),
+    "matching": ("benchmarks.matching", "how fast, exact and large matching is, beside other vector stores"),
     "round": ("benchmarks.round", "what a whole round costs a device: CPU, memory, bytes, by phase"),
     "serve": ("benchmarks.serve", "how many matches a second a server answers over HTTP, how late, in how much memory"),
     "wire": ("benchmarks.wire", "how many bytes candidates and weights take on the wire, beside other formats"),

@@ -33,6 +33,12 @@ class Encoder:
         self._shards = len(shards)
         self._shard = np.repeat(np.arange(len(shards)), [len(shard.ids) for shard in shards])[order]
 
+    def keys(self) -> dict[str, int]:
+        """External key -> global id, of every item of the catalogue."""
+        count = len(self.manifest.tables[VOCABULARY].shards)
+        shards = [self._model.shard(number) for number in range(count)]
+        return {key: int(i) for shard in shards for key, i in zip(shard.keys, shard.ids, strict=True)}
+
     def encode(self, samples: SampleBatch) -> Float32:
         """Embeddings, float32 [n, width]. Raises: InputError: an id is not in the vocabulary."""
         ids = samples.ids(VOCABULARY)

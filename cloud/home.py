@@ -12,6 +12,7 @@ HOME/pool/ENCODER/  samples without identities, embedded by that encoder
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import hmac
 import os
 import secrets
@@ -28,7 +29,7 @@ from cloud.blobs import shared_blobs
 from cloud.catalog import Catalog
 from cloud.datasets import Dataset
 from cloud.encoding import Encoder
-from cloud.pool import Pool, Tokens
+from cloud.pool import Part, Pool, Tokens
 from cloud.settings import load_settings
 from device_runtime.bundle import FileRef, Manifest, open_manifest, parse_manifest, unpack_file
 from device_runtime.errors import InputError, StoreError, TrustError
@@ -80,7 +81,7 @@ class ServerHome:
         if ref is None:
             raise InputError(f"{self.path} has no release yet; run `coda release publish BUNDLE --home {self.path}`")
         # its signature was checked when it was published; what lies here is the operator's own
-        stored = self.blobs.read(FileRef(ref.manifest, ref.size, ref.size, "none"))
+        stored = self.blobs.read(_manifest_file(ref))
         return ref, parse_manifest(_unpacked(stored), ref.version)
 
     @property
@@ -95,6 +96,15 @@ class ServerHome:
 
     def pool(self, manifest: Manifest) -> Pool:
         return Pool(self.path / "pool" / manifest.encoder, manifest.schema, manifest.width)
+
+    def pools(self) -> list[Pool]:
+        """The pools of every encoder that was ever released: whoever is erased must go from all."""
+        found = {}
+        for ref in (release.ref for release in self.catalog.releases()):
+            manifest = parse_manifest(_unpacked(self.blobs.read(_manifest_file(ref))), ref.version)
+            if (self.path / "pool" / manifest.encoder).exists():
+                found[manifest.encoder] = manifest
+        return [self.pool(manifest) for manifest in found.values()]
 
     def contributor(self, name: str) -> int:
         """The pseudonym under which a contributor's samples lie in the pool: never 0, and the same each time."""
@@ -143,7 +153,8 @@ def publish(home: ServerHome, bundle: Path) -> Manifest:
 
 
 def ingest(home: ServerHome, dataset: Dataset, progress: Callable[[int, int], None] = lambda done, total: None) -> int:
-    """Embed a data set's samples by the current encoder and add them to the pool. Returns how many there were.
+    """Embed a data set's samples by the current encoder and add them to the pool. Returns how many are in it of that
+    data set: what an earlier run added, whether it was killed or not, is not added again.
 
     dataset: its vocabulary must be that of the released model.
 
@@ -157,20 +168,29 @@ def ingest(home: ServerHome, dataset: Dataset, progress: Callable[[int, int], No
             "ingest the data that the model was trained on"
         )
     encoder, pool = Encoder(manifest, home.blobs), home.pool(manifest)
-    everything = samples(dataset.events, manifest.schema)
+    events = dataset.events
+    everything = samples(events, manifest.schema)
     tokens: Tokens = np.array([home.contributor(f"user:{name}") for name in dataset.users], np.uint64)
     total = len(everything)
-    for start in range(0, total, SEGMENT):
-        part = slice(start, start + SEGMENT)
+    digest = hashlib.sha256(tokens.tobytes())
+    for column in (events.contributor, events.item, events.timestamp, events.label, events.observed):
+        digest.update(np.ascontiguousarray(column).tobytes())
+    source = digest.hexdigest()
+    for start in range(pool.ingested(source), total, SEGMENT):
+        stop = min(start + SEGMENT, total)
+        part = slice(start, stop)
         embedded = []
-        for at in range(start, min(start + SEGMENT, total), 8192):
-            embedded.append(encoder.encode(everything.take(slice(at, min(at + 8192, start + SEGMENT)))))
+        for at in range(start, stop, 8192):
+            embedded.append(encoder.encode(everything.take(slice(at, min(at + 8192, stop)))))
             progress(min(at + 8192, total), total)
-        events = dataset.events
-        pool.append(
-            everything.take(part), events.timestamp[part], tokens[events.contributor[part]], np.concatenate(embedded)
-        )
+        vectors = np.concatenate(embedded)
+        owners = tokens[events.contributor[part]]
+        pool.append(everything.take(part), events.timestamp[part], owners, vectors, part=Part(source, start, stop))
     return total
+
+
+def _manifest_file(ref: BundleRef) -> FileRef:
+    return FileRef(ref.manifest, ref.size, ref.size, "none")
 
 
 def _files(manifest: Manifest) -> list[FileRef]:

@@ -43,6 +43,12 @@ class Command:
         parser.add_argument("--port", type=int, default=8470, help="0 picks a free one (%(default)s)")
         parser.add_argument("--port-file", type=Path, metavar="FILE", help="write the port here once it is open")
         parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes, one a core (%(default)s)")
+        parser.add_argument(
+            "--store",
+            default="faiss",
+            metavar="NAME",
+            help="what matches: faiss, faiss:pq, exact, or milvus:URI (faiss)",
+        )
         parser.add_argument("--otlp", metavar="URL", help="send traces to this OpenTelemetry collector (OTLP/HTTP)")
         parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
 
@@ -97,19 +103,21 @@ def _serve(
 
     from cloud.home import ServerHome
     from cloud.http import Services, create_app, serving
+    from cloud.pool import Keeper
     from cloud.telemetry import tracing
 
     if args.otlp:
         tracing.configure(args.otlp)
     with ServerHome(args.home) as home:
-        services = replace(Services.of(home, metrics=metrics), limits=limits, watch_token=home.watch_token)
+        services = replace(Services.of(home, args.store, metrics), limits=limits, watch_token=home.watch_token)
         if len(services.pool):  # builds the indexes: the first device need not wait for them
             services.store.search(np.zeros((1, services.manifest.width), np.float32), 1, 0)
         stopping = threading.Event()
         watching = threading.Thread(target=_watch, args=(metrics, stopping), name="watch")
         watching.start()
         try:
-            serving.run(create_app(services), listener, limits, ready)
+            with Keeper(services.pool, services.store.prepare):
+                serving.run(create_app(services), listener, limits, ready)
         finally:
             stopping.set()
             watching.join()

@@ -10,7 +10,7 @@ from cloud.catalog import Catalog
 from cloud.encoding import Encoder
 from cloud.home import ServerHome
 from cloud.http.limits import ServerLimits
-from cloud.matching import FaissStore, MatchStore
+from cloud.matching import MatchStore, open_store
 from cloud.pool import Pool
 from cloud.telemetry import FAMILIES, Metrics
 from device_runtime.bundle import BlobStore, Manifest
@@ -39,8 +39,8 @@ class Services:
     watch_token: str = ""
 
     @staticmethod
-    def of(home: ServerHome, metrics: Metrics | None = None) -> Services:
-        """The embedded defaults. Raises: InputError: no bundle has been published."""
+    def of(home: ServerHome, store: str = "faiss", metrics: Metrics | None = None) -> Services:
+        """The embedded defaults. store: see `open_store`. Raises: InputError: no bundle has been published."""
         ref, manifest = home.release()
         pool = home.pool(manifest)
         encoder = Encoder(manifest, home.blobs)
@@ -50,7 +50,7 @@ class Services:
             ref,
             manifest,
             pool,
-            FaissStore(pool),
+            open_store(store, pool),
             encoder,
             home.contributor,
             home.answer_signer,

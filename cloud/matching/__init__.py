@@ -2,7 +2,9 @@
 
 from cloud.matching.exact import ExactStore
 from cloud.matching.faiss import FaissStore
+from cloud.matching.filter import Filter
+from cloud.matching.open import open_store
 from cloud.matching.select import match
 from cloud.matching.store import Found, MatchStore
 
-__all__ = ["ExactStore", "FaissStore", "Found", "MatchStore", "match"]
+__all__ = ["ExactStore", "FaissStore", "Filter", "Found", "MatchStore", "match", "open_store"]
