@@ -30,7 +30,14 @@ class Encoder:
             ids[order],
             {n: np.concatenate([s.tensors[n] for s in shards])[order] for n in manifest.tables[VOCABULARY].tensors},
         )
+        self._shards = len(shards)
         self._shard = np.repeat(np.arange(len(shards)), [len(shard.ids) for shard in shards])[order]
+
+    def keys(self) -> dict[str, int]:
+        """External key -> global id, of every item of the catalogue."""
+        count = len(self.manifest.tables[VOCABULARY].shards)
+        shards = [self._model.shard(number) for number in range(count)]
+        return {key: int(i) for shard in shards for key, i in zip(shard.keys, shard.ids, strict=True)}
 
     def encode(self, samples: SampleBatch) -> Float32:
         """Embeddings, float32 [n, width]. Raises: InputError: an id is not in the vocabulary."""
@@ -47,8 +54,9 @@ class Encoder:
 
     def rows(self, ids: Int32, held: Int32) -> Rows:
         """The rows of those ids (ascending) whose shard is not among `held`."""
-        at = self._at(ids)
-        return self._picked(at[~np.isin(self._shard[at], held)])
+        at, lacking = self._at(ids), np.ones(self._shards, bool)
+        lacking[held[(held >= 0) & (held < self._shards)]] = False
+        return self._picked(at[lacking[self._shard[at]]])
 
     def _picked(self, at: np.ndarray[tuple[int], np.dtype[np.intp]]) -> Rows:
         return Rows(self._rows.ids[at], {n: t[at] for n, t in self._rows.tensors.items()})

@@ -1,15 +1,18 @@
 """A server's folder, with the embedded defaults: SQLite, local files, a pool on disk.
 
+HOME/server.toml    settings that are not the defaults; see `cloud.settings`
 HOME/answer.key     signs per-user answers; every manifest names its public half
 HOME/salt           makes pseudonyms of contributors; without it they cannot be linked
-HOME/catalog.db     devices, releases, reports
-HOME/blobs/         bundle files by content hash
+HOME/watch.token    lets operators see figures from elsewhere
+HOME/catalog.db     devices, releases, reports, unless the settings name another database
+HOME/blobs/         bundle files by content hash; a cache of them where the settings name another place
 HOME/pool/ENCODER/  samples without identities, embedded by that encoder
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import hmac
 import os
 import secrets
@@ -22,11 +25,13 @@ import msgspec
 import numpy as np
 import zstandard
 
+from cloud.blobs import shared_blobs
 from cloud.catalog import Catalog
 from cloud.datasets import Dataset
 from cloud.encoding import Encoder
-from cloud.pool import Pool, Tokens
-from device_runtime.bundle import BlobStore, FileRef, Manifest, open_manifest, parse_manifest, unpack_file
+from cloud.pool import Part, Pool, Tokens
+from cloud.settings import load_settings
+from device_runtime.bundle import FileRef, Manifest, open_manifest, parse_manifest, unpack_file
 from device_runtime.errors import InputError, StoreError, TrustError
 from device_runtime.identity import Signer, check_public_key
 from device_runtime.messages import BundleRef
@@ -56,9 +61,10 @@ class ServerHome:
             self._salt = _salt(path / "salt")
         except OSError as error:
             raise StoreError(f"the server's home {path} cannot be used: {error.strerror}") from None
+        self.settings = load_settings(path)
         self.answer_signer = Signer.open_or_create(path / "answer.key")
-        self.catalog = Catalog(f"sqlite:///{(path / 'catalog.db').absolute()}")
-        self.blobs = BlobStore(path / "blobs")
+        self.catalog = Catalog(self.settings.catalog or f"sqlite:///{(path / 'catalog.db').absolute()}")
+        self.blobs = shared_blobs(path / "blobs", self.settings.blobs)
 
     def __enter__(self) -> ServerHome:
         return self
@@ -75,11 +81,30 @@ class ServerHome:
         if ref is None:
             raise InputError(f"{self.path} has no release yet; run `coda release publish BUNDLE --home {self.path}`")
         # its signature was checked when it was published; what lies here is the operator's own
-        stored = self.blobs.read(FileRef(ref.manifest, ref.size, ref.size, "none"))
+        stored = self.blobs.read(_manifest_file(ref))
         return ref, parse_manifest(_unpacked(stored), ref.version)
+
+    @property
+    def watch_token(self) -> str:
+        """What operators prove themselves with, made when first asked for. Raises: StoreError."""
+        path = self.path / "watch.token"
+        try:
+            _make_once(path, secrets.token_urlsafe(24).encode() + b"\n")
+            return path.read_text().strip()
+        except OSError as error:
+            raise StoreError(f"cannot use {path}: {error.strerror}") from None
 
     def pool(self, manifest: Manifest) -> Pool:
         return Pool(self.path / "pool" / manifest.encoder, manifest.schema, manifest.width)
+
+    def pools(self) -> list[Pool]:
+        """The pools of every encoder that was ever released: whoever is erased must go from all."""
+        found = {}
+        for ref in (release.ref for release in self.catalog.releases()):
+            manifest = parse_manifest(_unpacked(self.blobs.read(_manifest_file(ref))), ref.version)
+            if (self.path / "pool" / manifest.encoder).exists():
+                found[manifest.encoder] = manifest
+        return [self.pool(manifest) for manifest in found.values()]
 
     def contributor(self, name: str) -> int:
         """The pseudonym under which a contributor's samples lie in the pool: never 0, and the same each time."""
@@ -128,7 +153,8 @@ def publish(home: ServerHome, bundle: Path) -> Manifest:
 
 
 def ingest(home: ServerHome, dataset: Dataset, progress: Callable[[int, int], None] = lambda done, total: None) -> int:
-    """Embed a data set's samples by the current encoder and add them to the pool. Returns how many there were.
+    """Embed a data set's samples by the current encoder and add them to the pool. Returns how many are in it of that
+    data set: what an earlier run added, whether it was killed or not, is not added again.
 
     dataset: its vocabulary must be that of the released model.
 
@@ -142,20 +168,29 @@ def ingest(home: ServerHome, dataset: Dataset, progress: Callable[[int, int], No
             "ingest the data that the model was trained on"
         )
     encoder, pool = Encoder(manifest, home.blobs), home.pool(manifest)
-    everything = samples(dataset.events, manifest.schema)
+    events = dataset.events
+    everything = samples(events, manifest.schema)
     tokens: Tokens = np.array([home.contributor(f"user:{name}") for name in dataset.users], np.uint64)
     total = len(everything)
-    for start in range(0, total, SEGMENT):
-        part = slice(start, start + SEGMENT)
+    digest = hashlib.sha256(tokens.tobytes())
+    for column in (events.contributor, events.item, events.timestamp, events.label, events.observed):
+        digest.update(np.ascontiguousarray(column).tobytes())
+    source = digest.hexdigest()
+    for start in range(pool.ingested(source), total, SEGMENT):
+        stop = min(start + SEGMENT, total)
+        part = slice(start, stop)
         embedded = []
-        for at in range(start, min(start + SEGMENT, total), 8192):
-            embedded.append(encoder.encode(everything.take(slice(at, min(at + 8192, start + SEGMENT)))))
+        for at in range(start, stop, 8192):
+            embedded.append(encoder.encode(everything.take(slice(at, min(at + 8192, stop)))))
             progress(min(at + 8192, total), total)
-        events = dataset.events
-        pool.append(
-            everything.take(part), events.timestamp[part], tokens[events.contributor[part]], np.concatenate(embedded)
-        )
+        vectors = np.concatenate(embedded)
+        owners = tokens[events.contributor[part]]
+        pool.append(everything.take(part), events.timestamp[part], owners, vectors, part=Part(source, start, stop))
     return total
+
+
+def _manifest_file(ref: BundleRef) -> FileRef:
+    return FileRef(ref.manifest, ref.size, ref.size, "none")
 
 
 def _files(manifest: Manifest) -> list[FileRef]:
@@ -173,17 +208,22 @@ def _holds(path: Path, data: bytes) -> bool:
 
 def _salt(path: Path) -> bytes:
     """The salt, made when there is none: whole or not at all, for pseudonyms under an empty one could be guessed."""
-    if not path.exists():
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-") as file:  # readable by its owner only
-            file.write(secrets.token_bytes(_SALT_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-            with contextlib.suppress(FileExistsError):  # another process was first: its salt counts
-                os.link(file.name, path)
+    _make_once(path, secrets.token_bytes(_SALT_BYTES))
     salt = path.read_bytes()
     if len(salt) != _SALT_BYTES:
         raise StoreError(f"{path} is damaged: it should have {_SALT_BYTES} bytes. Restore it from a copy")
     return salt
+
+
+def _make_once(path: Path, secret: bytes) -> None:
+    """Write a file where there is none, readable by its owner only. Raises: OSError."""
+    if not path.exists():
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-") as file:
+            file.write(secret)
+            file.flush()
+            os.fsync(file.fileno())
+            with contextlib.suppress(FileExistsError):  # another process was first: what it wrote counts
+                os.link(file.name, path)
 
 
 def _unpacked(stored: bytes) -> bytes:

@@ -26,6 +26,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "export": ("export.command", "export", "turn a trained model into a signed bundle of graphs that train"),
     "release": ("cloud.commands.release", "cloud", "publish bundles on a server"),
     "serve": ("cloud.commands.serve", "cloud", "run the matching server"),
+    "devices": ("cloud.commands.devices", "cloud", "list and revoke a server's devices, have them make new keys"),
+    "backup": ("cloud.commands.backup", "cloud", "back up a server's home while it serves"),
     "evaluate": ("cloud.commands.evaluate", "cloud", "compare methods on a table of your own: accuracy and cost"),
     "profile": ("cloud.commands.profile", "cloud", "measure rounds on a real device, over ssh or adb"),
     "bench": ("benchmarks.command", "cloud", "measure what CoDA costs on this machine"),

@@ -2,6 +2,7 @@
 
 HOME/coda.db                  events, journal, what serves (store.py)
 HOME/device.key               the private key, readable by its owner only
+HOME/device.next.key          the one to replace it, while the server may not know it yet
 HOME/blobs/                   bundle files by content hash
 HOME/weights/VERSION.safetensors
 HOME/rounds/ID/               working files of the round under way (working.py)
@@ -20,9 +21,9 @@ from typing import TYPE_CHECKING
 from device_runtime.bundle import BlobStore, Manifest, move_durably, open_manifest, read_tensors
 from device_runtime.engines import Engine, installed
 from device_runtime.errors import InputError, StoreError, WireError
-from device_runtime.identity import Signer, check_public_key, device_id
+from device_runtime.identity import Signer, check_public_key, device_id, rotation_text
 from device_runtime.locking import locked
-from device_runtime.messages import BundleRef, Enrolled, Enrolment, from_json, to_json
+from device_runtime.messages import BundleRef, Enrolled, Enrolment, Rotation, from_json, to_json
 from device_runtime.model import Model, Weights
 from device_runtime.platform_info import capability
 from device_runtime.store import Store
@@ -85,8 +86,39 @@ class DeviceHome:
 
         signer = self.signer()
         return Transport(
-            self.server, counter, signer=signer, device=device_id(signer.public), ca_file=self._ca_file, pulse=pulse
+            self.server, counter, signer=signer, device=self._id_of(signer), ca_file=self._ca_file, pulse=pulse
         )
+
+    def _id_of(self, signer: Signer, server: str | None = None) -> str:
+        """The id that a server knows a key by: that of the device's first key there, or else the key's own."""
+        known = (self.store.setting("keys") or "").split(",")
+        if signer.public in known and server in (None, self.store.setting("server")):
+            return self._enrolled("device")
+        return device_id(signer.public)
+
+    def rotate_key(self, counter: ByteCounter) -> None:
+        """Replace the device's key by a new one, at the server first; its id stays. If it is cut off, the next call
+        ends it with the same new key.
+
+        Raises:
+            InputError: the device is not enrolled. TransportError: the server cannot be reached or refuses; the old
+            key is still in use. StoreError: the disk refused, or another process holds the home.
+        """
+        with self.locked():
+            old, following = self.signer(), Signer.open_or_create(self.path / "device.next.key")
+            device = self._id_of(old)
+            self.store.set(device=device, keys=f"{old.public},{following.public}")
+            proof = following.sign(rotation_text(device, following.public))
+            with self.transport(counter) as transport:
+                message = to_json(Rotation(public_key=following.public, proof=proof))
+                transport.request("POST", "/v1/keys", message, label="rotate key", accept="application/json")
+            move_durably(self.path / "device.next.key", self.path / "device.key")
+            self.store.set(rotation="")
+
+    @property
+    def rotation_due(self) -> bool:
+        """Whether a rotation was cut off, or the server has asked for one."""
+        return (self.path / "device.next.key").exists() or self.store.setting("rotation") == "due"
 
     def enrol(self, server: str, trusted: str, counter: ByteCounter) -> str:
         """Announce the device's key to a server; harmless if done before. Returns the device's id.
@@ -97,10 +129,11 @@ class DeviceHome:
             InputError: not a key or an address. TransportError: the server cannot be reached or refuses.
         """
         trusted = check_public_key(trusted.strip())
+        from device_runtime.connection import Address
         from device_runtime.transport import Transport
 
         signer = self.signer()
-        device = device_id(signer.public)
+        device = self._id_of(signer, Address.parse(server).url)
         message = Enrolment(public_key=signer.public, capability=capability(installed()))
         with Transport(server, counter, signer=signer, device=device, ca_file=self._ca_file) as transport:
             answer = transport.request(

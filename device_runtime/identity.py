@@ -114,6 +114,11 @@ def answer_text(nonce: str, body: bytes) -> bytes:
     return f"coda-answer\n{nonce}\n{hashlib.sha256(body).hexdigest()}".encode()
 
 
+def rotation_text(device: str, public: str) -> bytes:
+    """What a new key signs to become a device's."""
+    return f"coda-rotation\n{device}\n{public}".encode()
+
+
 def parse_authorization(header: str) -> tuple[str, int, str, str]:
     """(device, time, nonce, signature in hex). Raises: TrustError: not of our form."""
     if not (match := _HEADER.fullmatch(header)):

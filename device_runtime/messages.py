@@ -40,6 +40,17 @@ class Enrolled(msgspec.Struct, frozen=True, kw_only=True):
     server_time: int
 
 
+class Rotation(msgspec.Struct, frozen=True, kw_only=True):
+    """A device replaces its key. The request is signed with the old one.
+
+    public_key: the new one, Ed25519, 64 hex digits. proof: its signature over `identity.rotation_text`, hex: nobody can
+    claim a key that they do not hold.
+    """
+
+    public_key: str
+    proof: str
+
+
 class BundleRef(msgspec.Struct, frozen=True, kw_only=True):
     """Points to a signed manifest.
 

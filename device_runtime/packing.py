@@ -11,6 +11,7 @@ All of it is vectorised: a column of ten thousand takes about a millisecond.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -25,12 +26,22 @@ MAX_COUNT = 1 << 24
 """Values in one column, at most: what a hostile frame can make a reader allocate is bounded by this."""
 _CHUNK = 1 << 16
 """Values unpacked at once: bits take eight bytes each on their way."""
-_LEVEL = 12
+_LEVEL, _QUICK = 12, 1
 _FEW = 16
 """Below this many values, an entropy coder's table costs more than it saves."""
 _WORD = (1 << 64) - 1
 
 Unsigned = npt.NDArray[np.uint64]
+
+
+class _Compressors(threading.local):
+    """Two threads must not share one."""
+
+    def __init__(self) -> None:
+        self.by_level: dict[int, zstandard.ZstdCompressor] = {}
+
+
+_compressors = _Compressors()
 
 
 def pack(values: npt.NDArray[np.integer]) -> bytes:
@@ -77,7 +88,10 @@ def unpack(data: bytes) -> npt.NDArray[np.int64]:
 
 
 def _best(delta: int, column: npt.NDArray[np.int64], first: bytes) -> tuple[int, Callable[[], bytes]]:
-    """(bytes that the shortest layout takes, what makes them)."""
+    """(about the bytes that the shortest layout takes, what makes it).
+
+    Squeezing takes nearly all of the time, so layouts are compared by a quick try, and only the winner's is thorough.
+    """
     base = int(column.min())
     offsets = (column - base).astype(np.uint64)  # wraps where the range exceeds int64, and wraps back when read
     largest = int(offsets.max())
@@ -88,13 +102,13 @@ def _best(delta: int, column: npt.NDArray[np.int64], first: bytes) -> tuple[int,
     if len(column) >= _FEW and 0 < largest < _WORD:
         raised = offsets + np.uint64(1)
         widths = _width(raised) - 1
-        squeezed = _squeeze(widths.astype(np.uint8).tobytes())
-        stated = _varint(len(squeezed)) + squeezed
-        size = len(stated) + (int(widths.sum()) + 7) // 8
-        found.append((size, lambda: bytes([_SPLIT | delta]) + head + stated + _bits(raised, widths)))
+        classes = widths.astype(np.uint8).tobytes()
+        tried = len(_squeeze(classes, _QUICK))
+        size = tried + len(_varint(tried)) + (int(widths.sum()) + 7) // 8
+        found.append((size, lambda: bytes([_SPLIT | delta]) + head + _stated(classes) + _bits(raised, widths)))
     if len(column) >= _FEW and 0 < largest < 256:
-        numbers = _squeeze(offsets.astype(np.uint8).tobytes())
-        found.append((len(numbers), lambda: bytes([_BYTES | delta]) + head + numbers))
+        numbers = offsets.astype(np.uint8).tobytes()
+        found.append((len(_squeeze(numbers, _QUICK)), lambda: bytes([_BYTES | delta]) + head + _squeeze(numbers)))
     size, make = min(found, key=lambda pair: pair[0])
     return 1 + len(head) + size, make
 
@@ -169,6 +183,8 @@ def _bits(numbers: Unsigned, widths: npt.NDArray[np.int64]) -> bytes:
 
 def _width(numbers: Unsigned) -> npt.NDArray[np.int64]:
     """Bits of each number; exact, where a logarithm of large ones is not."""
+    if int(numbers.max()) < 1 << 53:  # whole in a double, whose exponent says it
+        return np.frexp(numbers.astype(np.float64))[1].astype(np.int64)
     widths = np.zeros(len(numbers), np.int64)
     rest = numbers.copy()
     for step in (32, 16, 8, 4, 2, 1):
@@ -178,8 +194,16 @@ def _width(numbers: Unsigned) -> npt.NDArray[np.int64]:
     return widths + (rest > 0)
 
 
-def _squeeze(data: bytes) -> bytes:
-    return zstandard.ZstdCompressor(level=_LEVEL, write_content_size=True).compress(data)
+def _stated(classes: bytes) -> bytes:
+    squeezed = _squeeze(classes)
+    return _varint(len(squeezed)) + squeezed
+
+
+def _squeeze(data: bytes, level: int = _LEVEL) -> bytes:
+    known = _compressors.by_level
+    if level not in known:  # making one can cost as much as squeezing a column
+        known[level] = zstandard.ZstdCompressor(level=level, write_content_size=True)
+    return known[level].compress(data)
 
 
 def _unsqueeze(data: bytes, size: int) -> bytes:

@@ -44,6 +44,8 @@ def _announced(home: DeviceHome, transport: Transport) -> tuple[BundleRef, str]:
     answer = transport.request(
         "GET", "/v1/bundle", label="bundle", accept="application/json", accept_status=(200, 304), headers=headers
     )
+    if answer.headers.get("CoDA-Rotate-Key"):
+        home.store.set(rotation="due")
     if answer.status == 304 and serving:
         return serving
     ref = from_json(answer.body, BundleRef, "the announced bundle")

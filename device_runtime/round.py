@@ -353,9 +353,14 @@ class Round:
         local = self.local
         if (new := np.flatnonzero(local.times > until)).size:
             body = encode_contribution(local.train.take(new))
-            self.transport.request(
-                "POST", "/v1/contributions", body, label="contribution", content_type=FRAME, accept_status=(204,)
-            )
+            try:
+                self.transport.request(
+                    "POST", "/v1/contributions", body, label="contribution", content_type=FRAME, accept_status=(204,)
+                )
+            except Refused as refusal:
+                if refusal.status != 429:
+                    raise
+                return  # a quota is used up: what is new waits, and the round is none the worse
             self.home.store.set(contributed_until=str(int(local.times.max())))
 
     # -- report -------------------------------------------------------------------------------------------------

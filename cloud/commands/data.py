@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
+from cloud.commands.pool import POOL_VERBS, add_pool_verbs
 from device_runtime.bundle import write_atomically
 from device_runtime.errors import InputError
 
@@ -20,7 +21,7 @@ DESCRIPTION = """\
 Read interactions of any origin. A table (Parquet or CSV) has user_id, item_id, timestamp in seconds and, if known,
 rating or label; with neither, every row is a positive and negatives are drawn. An items table has item_id and
 optionally title and categories. MovieLens zips or folders, Amazon reviews and Taobao's UserBehavior.csv are read as
-downloaded.
+downloaded. The pool of a server is fed, looked at and made to forget here too.
 
 example:
   coda data prepare --interactions ratings.csv --items movies.csv --out runs/data
@@ -83,16 +84,14 @@ class Command:
         sub.add_argument("--data", type=Path, required=True, metavar="DIR", help="a prepared data set")
         sub.add_argument("--user", required=True, metavar="KEY", help="the user's key in the table")
         sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="CSV to write")
-        sub = verbs.add_parser("ingest", help="embed a data set's samples and add them to a server's pool")
-        sub.add_argument("--home", type=Path, required=True, metavar="DIR", help="the server's folder")
-        sub.add_argument("--data", type=Path, required=True, metavar="DIR")
+        add_pool_verbs(verbs)
 
     @staticmethod
     def run(args: argparse.Namespace) -> int:
         from cloud.datasets import Dataset, example
 
-        if args.verb == "ingest":
-            return _ingest(args)
+        if args.verb in POOL_VERBS:
+            return POOL_VERBS[args.verb](args)
         if args.verb == "history":
             return _history(args)
         if args.verb == "describe" and args.folder and args.interactions:
@@ -209,18 +208,4 @@ def _history(args: argparse.Namespace) -> int:
     mine = dataset.take(dataset.events.contributor == dataset.users.index(args.user))
     write_history(dataset, mine.events, args.out, mine.ratings)
     print(f"{args.out}: {len(mine.events)} events")
-    return 0
-
-
-def _ingest(args: argparse.Namespace) -> int:
-    from rich.progress import Progress
-
-    from cloud.datasets import Dataset
-    from cloud.home import ServerHome, ingest
-
-    dataset = Dataset.load(args.data)
-    with ServerHome(args.home) as home, Progress(transient=True) as bar:
-        task = bar.add_task("embedding")
-        count = ingest(home, dataset, lambda done, total: bar.update(task, completed=done, total=total))
-    print(f"{args.home}: {count} samples added to the pool; restart `coda serve` to see them")
     return 0

@@ -88,7 +88,11 @@ class PoolBefore(Pool):
                 ),
             )
 
-    def append(self, *_: object) -> None:
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        return self._segments
+
+    def append(self, *_: object, **__: object) -> int:
         raise StoreError("the past does not grow")
 
 

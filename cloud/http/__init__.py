@@ -1,6 +1,7 @@
-"""The server's HTTP interface: a thin layer over the catalog, the pool and matching."""
+"""The server's HTTP layer: thin, everything it uses is passed in."""
 
 from cloud.http.app import create_app
-from cloud.http.services import ServerLimits, Services
+from cloud.http.limits import ServerLimits
+from cloud.http.services import Services
 
 __all__ = ["ServerLimits", "Services", "create_app"]

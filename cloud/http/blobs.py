@@ -23,8 +23,8 @@ def serve_blob(request: Request, sha256: str, blobs: BlobStore) -> Response:
     Raises:
         Refusal: 404, 416.
     """
-    path = blobs.path(sha256)
-    if not re.fullmatch("[0-9a-f]{64}", sha256) or not path.is_file():
+    path = blobs.path(sha256) if re.fullmatch("[0-9a-f]{64}", sha256) else None
+    if path is None or not path.is_file():
         raise Refusal(404, "No such blob", "blobs are named by 64 hex digits; pull the bundle again for current names")
     size, etag = path.stat().st_size, f'"{sha256}"'
     headers = {"ETag": etag, "Accept-Ranges": "bytes", "Cache-Control": "public, max-age=31536000, immutable"}

@@ -1,4 +1,7 @@
-"""One JSON object a line on stderr: who asked for what, how it ended, how long it took. Never keys or bodies."""
+"""One JSON object a line on stderr: who asked for what, how it ended, how long it took. Never keys or bodies.
+
+The same goes to the metrics, and to a trace where that is configured.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,10 @@ import sys
 import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cloud.telemetry import Metrics
+from cloud.telemetry.families import ROUTES
+from cloud.telemetry.tracing import request_span
 
 log = logging.getLogger("coda.http")
 _DEVICE = re.compile(rb"CoDA ([0-9a-f]{8})[0-9a-f]{24}:")
@@ -42,10 +49,10 @@ def configure(level: str) -> None:
 
 
 class LogRequests:
-    """ASGI middleware that logs each request once it has been answered."""
+    """ASGI middleware that logs and counts each request once it has been answered."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -71,12 +78,28 @@ class LogRequests:
             bytes_out += len(message.get("body", b""))
             await send(message)
 
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        status, route = 0, ""
         try:
-            await self.app(scope, counted_receive, counted_send)
-        except Exception:  # answered further out, as a 500 with an incident
-            facts["status"] = facts["status"] or 500
-            raise
+            with request_span(scope["method"], headers) as attributes:
+                try:
+                    await self.app(scope, counted_receive, counted_send)
+                except Exception:  # answered further out, as a 500 with an incident
+                    facts["status"] = facts["status"] or 500
+                    raise
+                finally:
+                    status, route = int(str(facts["status"])), getattr(scope.get("route"), "path", "")
+                    attributes |= {"http.route": route, "http.response.status_code": status}
         finally:
-            facts["route"] = getattr(scope.get("route"), "path", "")
-            facts |= {"ms": round(1e3 * (time.perf_counter() - begin), 1), "bytes_in": bytes_in, "bytes_out": bytes_out}
+            taken = time.perf_counter() - begin
+            facts |= {"route": route, "ms": round(1e3 * taken, 1), "bytes_in": bytes_in, "bytes_out": bytes_out}
             log.info("request", extra={"facts": facts})
+            self._count(route, status, taken, bytes_in, bytes_out)
+
+    def _count(self, route: str, status: int, seconds: float, bytes_in: int, bytes_out: int) -> None:
+        name = route if route in ROUTES else "other"
+        if 200 <= status < 600:  # 0: the client hung up before there was an answer
+            self._metrics.add("coda_http_requests_total", name, f"{status // 100}xx")
+        self._metrics.observe("coda_http_request_seconds", name, value=seconds)
+        self._metrics.add("coda_http_received_bytes_total", name, by=bytes_in)
+        self._metrics.add("coda_http_sent_bytes_total", name, by=bytes_out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections.abc import Callable
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -25,12 +26,16 @@ STATUS: dict[type[CodaError], tuple[int, str]] = {
 
 
 class Refusal(Exception):
-    """An answer that is an error. headers: beside the usual ones."""
+    """An answer that is an error. headers: beside the usual ones. reason: what it counts as in the metrics, one of
+    `cloud.telemetry.families.REFUSALS`; "" counts it nowhere but by its status."""
 
-    def __init__(self, status: int, title: str, detail: str, headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, status: int, title: str, detail: str, headers: dict[str, str] | None = None, reason: str = ""
+    ) -> None:
         super().__init__(detail)
         self.problem = Problem(title=title, status=status, detail=detail)
         self.headers = headers or {}
+        self.reason = reason
 
 
 def answer(problem: Problem, headers: dict[str, str] | None = None) -> Response:
@@ -39,11 +44,13 @@ def answer(problem: Problem, headers: dict[str, str] | None = None) -> Response:
     )
 
 
-def install(app: FastAPI) -> None:
-    """Make every error of the app a problem."""
+def install(app: FastAPI, count: Callable[[str], None]) -> None:
+    """Make every error of the app a problem. count: told the reason of each refusal that has one."""
 
     @app.exception_handler(Refusal)
     async def refused(_: Request, error: Refusal) -> Response:
+        if error.reason:
+            count(error.reason)
         return answer(error.problem, error.headers)
 
     @app.exception_handler(CodaError)

@@ -10,38 +10,20 @@ from functools import cached_property
 from cloud.catalog import Catalog
 from cloud.encoding import Encoder
 from cloud.home import ServerHome
-from cloud.matching import FaissStore, MatchStore, ResidualCache
+from cloud.http.limits import ServerLimits
+from cloud.matching import MatchStore, ResidualCache, open_store
 from cloud.pool import Pool
+from cloud.telemetry import FAMILIES, Metrics
 from device_runtime.bundle import BlobStore, Manifest
 from device_runtime.identity import Signer
 from device_runtime.messages import BundleRef
 
 
 @dataclass(frozen=True)
-class ServerLimits:
-    """What one request may ask for.
-
-    max_query_bytes, max_report_bytes, max_contribution_bytes: of a request's body. max_contribution_samples: in one
-    contribution, whose frame may unpack to far more than its bytes suggest. max_candidates: in one answer.
-    max_centroids: in one query. clock_skew_s: seconds that a device's clock may differ. concurrent_matches: more are
-    turned away with 503. retry_after_s: seconds that those are told to wait.
-    """
-
-    max_query_bytes: int = 64 << 10
-    max_report_bytes: int = 256 << 10
-    max_contribution_bytes: int = 8 << 20
-    max_contribution_samples: int = 20_000
-    max_candidates: int = 5_000
-    max_centroids: int = 64
-    clock_skew_s: int = 300
-    concurrent_matches: int = 8
-    retry_after_s: int = 2
-
-
-@dataclass(frozen=True)
 class Services:
     """ref, manifest: of the release that is served; a later one takes effect when the server is started again, so that
-    bundle, pool and matching always fit. contributor: name -> token. clock: seconds since 1970."""
+    bundle, pool and matching always fit. contributor: name -> token. clock: seconds since 1970. watch_token: lets
+    operators see figures from elsewhere than this machine; "" lets nobody."""
 
     catalog: Catalog
     blobs: BlobStore
@@ -54,6 +36,8 @@ class Services:
     answer_signer: Signer
     clock: Callable[[], float] = time.time
     limits: ServerLimits = field(default_factory=ServerLimits)
+    metrics: Metrics = field(default_factory=lambda: Metrics(FAMILIES))
+    watch_token: str = ""
 
     @cached_property
     def residuals(self) -> ResidualCache:
@@ -61,8 +45,8 @@ class Services:
         return ResidualCache(self.encoder.predict)
 
     @staticmethod
-    def of(home: ServerHome) -> Services:
-        """The embedded defaults. Raises: InputError: no bundle has been published."""
+    def of(home: ServerHome, store: str = "faiss", metrics: Metrics | None = None) -> Services:
+        """The embedded defaults. store: see `open_store`. Raises: InputError: no bundle has been published."""
         ref, manifest = home.release()
         pool = home.pool(manifest)
         encoder = Encoder(manifest, home.blobs)
@@ -72,8 +56,9 @@ class Services:
             ref,
             manifest,
             pool,
-            FaissStore(pool),
+            open_store(store, pool),
             encoder,
             home.contributor,
             home.answer_signer,
+            metrics=metrics or Metrics(FAMILIES),
         )

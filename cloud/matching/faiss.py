@@ -1,91 +1,130 @@
-"""Search by FAISS: one immutable index a segment, exact while a segment is small, inverted lists when it is large."""
+"""Search by FAISS: one immutable index a segment; exact where a segment is small, or few of its samples count."""
 
 from __future__ import annotations
 
+import logging
+import queue
 import threading
 from typing import Any
 
 import faiss
 import numpy as np
-import numpy.typing as npt
 
-from cloud.matching.store import Found, merge
-from cloud.pool import Pool, Segment
+from cloud.matching.exact import compare
+from cloud.matching.filter import Filter
+from cloud.matching.index import FLAT_UP_TO, Codes, SegmentIndex, build, library
+from cloud.matching.store import Found, merge, searchable
+from cloud.pool import Segment, Snapshot
+from device_runtime.errors import StoreError
 from device_runtime.samples import Float32, Int64
 
-FLAT_UP_TO = 50_000
-"""Samples in a segment up to which comparing with all of them is fast enough."""
-_SHARE = 0.1
-_PER_HIT = 25
-"""Inverted lists searched: a tenth, or so many that they hold 25 samples for each one wanted. Measured on 60,000 to
-250,000 vectors of 32 numbers: recall 0.95 and more from tight clusters to almost none."""
+_TIGHT = 20_000
+_TIGHT_SHARE = 0.01
+"""So few samples of a segment, or such a share, are compared one by one: else nearly all lists would be looked into."""
+_log = logging.getLogger(__name__)
 
 
 class FaissStore:
     """See `MatchStore`.
 
-    Indexes are built when a segment is first searched, and kept; segments never change, so nothing is ever removed
-    from an index (FAISS's HNSW cannot, and its removal from inverted lists is a full pass).
+    Indexes are built, or opened, by a thread of their own; until a segment has one, it is searched exactly. Segments
+    never change, so nothing is ever removed from an index (FAISS's HNSW cannot, and its removal from inverted lists is
+    a full pass); what must not show is passed over by a bitmap. codes: see `index`.
     """
 
     name = "faiss"
 
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-        self._building = threading.Lock()
-        self._indexes: dict[int, faiss.Index] = {}
+    def __init__(self, pool: Snapshot, codes: Codes = "sq8") -> None:
+        self._pool, self._codes = pool, codes
+        self._indexes: dict[str, SegmentIndex | None] = {}  # None: asked for, or not to be had
+        self._wanted: queue.Queue[Segment] = queue.Queue()
+        self._starting = threading.Lock()
+        self._builder: threading.Thread | None = None
 
-    def search(self, queries: Float32, k: int, exclude: int) -> Found:
+    def search(
+        self, queries: Float32, k: int, exclude: int, where: Filter | None = None, within: Snapshot | None = None
+    ) -> Found:
         # the server runs searches in its own threads; more inside each would only contend. OpenMP keeps it per thread
         faiss.omp_set_num_threads(1)
         queries = np.ascontiguousarray(queries, np.float32)
-        parts = []
-        for segment in self._pool.segments:
-            own = np.flatnonzero(segment.contributors == np.uint64(exclude))
-            taken = min(k, len(segment) - len(own))
-            if not taken:
-                continue
-            similarity, at = _search(self._index(segment), queries, taken, own)
-            lacking = at < 0
-            at = np.where(lacking, -1, at.astype(np.int64) + segment.base)
-            parts.append(Found(at, np.where(lacking, np.float32(-np.inf), similarity)))
+        segments = (within or self._pool).segments
+        parts = [self._searched(segment, queries, k, exclude, where) for segment in segments]
         return merge(parts, k, len(queries))
 
-    def _index(self, segment: Segment) -> faiss.Index:
-        if (built := self._indexes.get(segment.base)) is not None:
-            return built
-        with self._building:
-            if segment.base not in self._indexes:
-                self._indexes[segment.base] = _build(np.ascontiguousarray(segment.embeddings))
-            return self._indexes[segment.base]
+    def wait(self) -> None:
+        """Until every large segment that is in the pool now has its index, or it failed."""
+        for segment in self._pool.segments:
+            self._index(segment)
+        self._wanted.join()
+
+    def prepare(self, segment: Segment) -> None:
+        """See `MatchStore`: its index."""
+        if len(segment) > FLAT_UP_TO:
+            build(segment, self._codes)
+
+    def _searched(self, segment: Segment, queries: Float32, k: int, exclude: int, where: Filter | None) -> Found:
+        index = self._index(segment)
+        if index is None or k > len(segment) // 8:
+            return compare(segment, queries, k, searchable(segment, exclude, where))
+        forbidden = segment.forbidden(exclude)
+        if where is None and len(forbidden) <= max(k, _TIGHT_SHARE * len(segment)) // 4:
+            # few do not count: fetch as many more, and drop them
+            wanted = min(k + len(forbidden), len(segment))
+            similarity, at = index.search(segment, queries, wanted, wanted, None)
+            similarity, at = _without(similarity, at, forbidden, min(k, len(segment) - len(forbidden)))
+        else:
+            rows = searchable(segment, exclude, where)
+            assert rows is not None
+            if len(rows) <= max(_TIGHT, _TIGHT_SHARE * len(segment)):
+                return compare(segment, queries, k, rows)
+            mask = np.zeros(len(segment), bool)
+            mask[rows] = True
+            selector = library.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
+            deep = max(k * len(segment) / len(rows), k + len(forbidden))
+            similarity, at = index.search(segment, queries, min(k, len(rows)), deep, selector)
+        lacking = at < 0
+        if lacking.any():  # the lists looked into hold too few that count
+            return compare(segment, queries, k, searchable(segment, exclude, where))
+        return Found(at + segment.base, similarity)
+
+    def _index(self, segment: Segment) -> SegmentIndex | None:
+        """The index if it is there; else it is asked for."""
+        if len(segment) <= FLAT_UP_TO or not segment.name:
+            return None
+        try:
+            return self._indexes[segment.name]
+        except KeyError:
+            with self._starting:
+                if segment.name not in self._indexes:
+                    self._indexes[segment.name] = None
+                    self._wanted.put(segment)
+                if self._builder is None:
+                    self._builder = threading.Thread(target=self._build, name="faiss-indexes", daemon=True)
+                    self._builder.start()
+            return self._indexes[segment.name]
+
+    def _build(self) -> None:
+        faiss.omp_set_num_threads(1)
+        while True:
+            segment = self._wanted.get()
+            try:
+                self._indexes[segment.name] = build(segment, self._codes)
+                held = {s.name for s in self._pool.segments}
+                for name in [name for name in self._indexes if name not in held]:
+                    del self._indexes[name]
+            except FileNotFoundError:
+                pass  # compacted away meanwhile
+            except (OSError, StoreError, RuntimeError) as error:  # FAISS's own are RuntimeErrors
+                _log.error("no index for %s, it is searched exactly: %s", segment.folder, error)
+            finally:
+                self._wanted.task_done()
 
 
-def _search(index: faiss.Index, queries: Float32, k: int, own: npt.NDArray[np.intp]) -> tuple[Float32, Int64]:
-    """(similarities, positions in the segment), both [q, k]; `own` positions are passed over."""
-    hidden = faiss.IDSelectorBatch(own.astype(np.int64))
-    others = faiss.IDSelectorNot(hidden) if len(own) else None
-    # the wheel's stubs know neither its keyword constructors nor that the factory gives the most derived class
-    library: Any = faiss
-    found: tuple[Float32, Int64]
-    if isinstance(index, faiss.IndexFlat):
-        found = index.search(queries, k, params=library.SearchParameters(sel=others))
-        return found
-    lists: int = library.extract_index_ivf(index).nlist
-    share = min(max(_SHARE, _PER_HIT * (k + len(own)) / index.ntotal), 1.0)
-    for probes in (int(np.ceil(share * lists)), lists):
-        found = index.search(queries, k, params=library.SearchParametersIVF(sel=others, nprobe=probes))
-        if (found[1] >= 0).all():
-            break
-    return found
-
-
-def _build(vectors: Float32) -> faiss.Index:
-    count, width = vectors.shape
-    lists = int(4 * np.sqrt(count))
-    kind = "Flat" if count <= FLAT_UP_TO else f"IVF{lists},SQ8"
-    index = faiss.index_factory(width, kind, faiss.METRIC_INNER_PRODUCT)
-    if count > FLAT_UP_TO:
-        chosen = np.random.default_rng(0).permutation(count)[: 40 * lists]
-        index.train(vectors[np.sort(chosen)])
-    index.add(vectors)
-    return index
+def _without(similarity: Float32, at: Int64, forbidden: Int64, k: int) -> tuple[Float32, Int64]:
+    """The first k of each row that are not forbidden."""
+    if not len(forbidden):
+        return similarity[:, :k], at[:, :k]
+    bad = np.isin(at, forbidden)
+    order: Any = np.argsort(bad, axis=1, kind="stable")[:, :k]
+    at, bad = np.take_along_axis(at, order, 1), np.take_along_axis(bad, order, 1)
+    return np.take_along_axis(similarity, order, 1), np.where(bad, -1, at)

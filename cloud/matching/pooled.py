@@ -10,6 +10,7 @@ has no history: the device puts in its user's own, and adds the residual to the 
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -48,19 +49,21 @@ Residuals = Callable[[Segment], Unexplained]
 
 
 class ResidualCache:
-    """Predicts each segment when it is first asked for, and keeps the result: segments never change."""
+    """Predicts each segment when it is first asked for, and keeps the result as long as anybody has the segment's
+    samples: these never change, whatever becomes hidden of them."""
 
     def __init__(self, predict: Predict) -> None:
         self._predict = predict
         self._computing = threading.Lock()
-        self._known: dict[int, tuple[Segment, Unexplained]] = {}
+        self._known: dict[int, tuple[weakref.ref[SampleBatch], Unexplained]] = {}
 
     def __call__(self, segment: Segment) -> Unexplained:
         with self._computing:
             found = self._known.get(segment.base)
-            if found is None or found[0] is not segment:
-                found = segment, Unexplained.of(segment, predictions(segment.samples, self._predict))
-                self._known[segment.base] = found
+            if found is None or found[0]() is not segment.samples:
+                self._known = {base: one for base, one in self._known.items() if one[0]() is not None}
+                result = Unexplained.of(segment, predictions(segment.samples, self._predict))
+                found = self._known[segment.base] = weakref.ref(segment.samples), result
             return found[1]
 
 
@@ -82,25 +85,27 @@ def pooled(
     """The candidates for a query, by ascending item, and why there are fewer than asked for ("" if there are not).
 
     A label is a residual r from -1 to 1 as (1 + r) / 2; histories are empty. query: its first vector is the profile;
-    without one, all contributors count alike. exclude: token of the asking contributor, none of whose samples count.
-    Items that are met most, near the profile first, are preferred.
+    without one, all contributors count alike. exclude: token of the asking contributor; none of its samples counts, nor
+    any that the pool hides. Items that are met most, near the profile first, are preferred.
 
     Raises:
         InputError: samples have features other than the item and histories.
     """
-    segments = pool.segments
+    snapshot = pool.snapshot()
+    segments = snapshot.segments
     known = [residuals(segment) for segment in segments]
     count = max((len(one.met) for one in known), default=1)
     met, sums = np.zeros(count), np.zeros(count)
     for segment, one in zip(segments, known, strict=True):
-        own = np.flatnonzero(segment.contributors == np.uint64(exclude))
-        mine = items_of(segment)[own]
-        met += _padded(one.met, count) - _total(mine, np.ones(len(mine)), count)
-        sums += _padded(one.sums, count) - _total(mine, one.residuals[own], count)
+        gone = segment.forbidden(exclude)
+        without = items_of(segment)[gone]
+        met += _padded(one.met, count) - _total(without, np.ones(len(gone)), count)
+        sums += _padded(one.sums, count) - _total(without, one.residuals[gone], count)
     mean = sums / (met + settings.shrinkage)
     near, mass = np.zeros(count), np.zeros(count)
     if len(query.centroids) and settings.neighbours and met.any():
-        found = store.search(query.centroids[:1], min(len(pool), settings.neighbours), exclude)
+        most = min(len(snapshot), settings.neighbours)
+        found = store.search(query.centroids[:1], most, exclude, within=snapshot)
         at = found.positions[0][found.positions[0] >= 0]
         item, residual = _columns(segments, known, at)
         weight = kernel(found.similarities[0][: len(at)], settings)

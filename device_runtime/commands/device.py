@@ -39,6 +39,7 @@ class Command:
 
         sub = verb("enrol", "rounds:enrol", "make this device's key and announce it to a server; harmless if repeated")
         _add_server(sub, required=True)
+        verb("rotate-key", "rounds:rotate_key", "replace this device's key by a new one; it stays the same device")
         sub = verb(
             "import",
             "data:import_history",

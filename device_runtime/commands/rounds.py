@@ -33,6 +33,13 @@ def enrol(args: argparse.Namespace) -> int:
     return 0
 
 
+def rotate_key(args: argparse.Namespace) -> int:
+    with open_home(args) as home:
+        home.rotate_key(ByteCounter())
+        print(f"{args.home} has a new key; it is still device {home.store.setting('device')} of {home.server}")
+    return 0
+
+
 def run(args: argparse.Namespace) -> int:
     from device_runtime.round import RoundOptions, run_round
 
@@ -44,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
         sensors = Sensors(power_csv=args.power_csv)
         results = []
         try:
+            if home.rotation_due:  # cut off, or asked for in a run that was
+                home.rotate_key(counter)
             if args.server:
                 home.enrol(args.server, trusted_key(args.trust), counter)
             if args.history:
@@ -55,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
                 for _ in range(args.rounds):
                     results.append(run_round(home, transport, engine, options, pulse=pulse, sensors=sensors))
                     print(_sentence(results[-1].report))
+            if home.rotation_due:
+                home.rotate_key(counter)
         finally:
             used = counter.total
             usage.add(time.time(), cpu_s=time.process_time(), bytes=used.up + used.down)

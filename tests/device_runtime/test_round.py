@@ -13,6 +13,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 
+from cloud.http import ServerLimits
 from cloud.matching import ExactStore
 from cloud.pool import Pool
 from device_runtime import local
@@ -380,3 +381,14 @@ def test_a_damaged_working_file_costs_the_round_and_nothing_else(phone, damage):
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     assert phone.round().report.round != row.id
     assert phone.states() == ["done", "interrupted", "done"]
+
+
+def test_a_quota_that_is_used_up_does_not_fail_the_round(serving, published, tmp_path):
+    """The samples wait for a day on which the server takes them."""
+    limits = ServerLimits(device_samples_per_day=1)
+    with serving(lambda services: replace(services, limits=limits)) as (url, services):
+        phone, before = Phone(tmp_path, published, url), len(services.pool)
+        result = phone.round(contribute=True)
+        assert (result.report.error, result.report.outcome in ("activated", "kept")) == ("", True)
+        assert phone.home.store.setting("contributed_until") is None and len(services.pool) == before
+        phone.home.store.close()

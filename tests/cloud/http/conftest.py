@@ -17,6 +17,7 @@ import uvicorn
 
 from cloud.catalog import Catalog
 from cloud.http import ServerLimits, Services, create_app
+from cloud.http.serving import guarded
 from cloud.matching import FaissStore
 from cloud.pool import Pool
 from device_runtime.bundle import BlobStore, FileRef, Manifest, RoundSettings, TableEntry
@@ -171,7 +172,7 @@ def serve(services: Services, tmp_path: Path) -> Iterator[Callable[..., Peer]]:
     def start(**changes: object) -> Peer:
         changed = replace(services, **changes)
         server = uvicorn.Server(
-            uvicorn.Config(create_app(changed), port=0, http="h11", log_config=None, lifespan="off")
+            uvicorn.Config(create_app(changed), port=0, http=guarded(changed.limits), log_config=None, lifespan="off")
         )
         thread = threading.Thread(target=server.run)
         thread.start()

@@ -156,7 +156,7 @@ def test_the_database_is_down(peer, monkeypatch):
 
 def test_matches_beyond_the_limit_are_turned_away_and_the_server_stays_responsive(serve):
     entered, leave = threading.Event(), threading.Event()
-    peer = serve(limits=ServerLimits(concurrent_matches=1))
+    peer = serve(limits=ServerLimits(concurrent_matches=1, waiting_matches=0))
     peer.enrol()
     search = peer.services.store.search
 

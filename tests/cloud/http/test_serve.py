@@ -18,10 +18,11 @@ from cloud.commands.serve import _listening
 from device_runtime.errors import InputError
 
 
-def test_it_announces_itself_serves_and_stops_on_sigterm(published, tmp_path: Path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_it_announces_itself_serves_and_stops_on_sigterm(published, tmp_path: Path, workers):
     home, port_file = tmp_path / "server", tmp_path / "port"
     shutil.copytree(published.home, home)
-    words = ["serve", "--home", home, "--port", "0", "--port-file", port_file]
+    words = ["serve", "--home", home, "--port", "0", "--port-file", port_file, "--workers", workers]
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "device_runtime", *map(str, words)], stdout=subprocess.PIPE, stderr=log, text=True

@@ -86,7 +86,8 @@ def test_the_api_page_declares_every_call_and_its_bodies(running):
     document = httpx.get(f"{running[0]}/openapi.json").json()
     calls = {(path, method) for path, methods in document["paths"].items() for method in methods}
     assert calls == {
-        ("/v1/devices", "post"), ("/v1/bundle", "get"), ("/v1/blobs/{sha256}", "get"), ("/v1/blobs/{sha256}", "head"),
+        ("/v1/devices", "post"), ("/v1/keys", "post"), ("/v1/bundle", "get"),
+        ("/v1/blobs/{sha256}", "get"), ("/v1/blobs/{sha256}", "head"),
         ("/v1/match", "post"), ("/v1/contributions", "post"), ("/v1/reports", "post"), ("/healthz", "get"),
     }  # fmt: skip
     body = document["paths"]["/v1/reports"]["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"]
@@ -202,7 +203,9 @@ def test_hostile_queries_are_refused_with_a_reason(device, running):
 
 
 def test_a_busy_server_says_when_to_come_back(serving, tmp_path):
-    with serving(lambda s: replace(s, limits=ServerLimits(concurrent_matches=0, retry_after_s=7))) as (url, services):
+    with serving(
+        lambda s: replace(s, limits=ServerLimits(concurrent_matches=0, waiting_matches=0, retry_after_s=7))
+    ) as (url, services):
         device = Device(url, tmp_path)
         device.enrol()
         answer = device.match(services)

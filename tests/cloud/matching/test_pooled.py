@@ -86,6 +86,25 @@ def test_the_askers_own_samples_do_not_count(tmp_path, store):
     np.testing.assert_allclose(np.abs(residuals(found)), np.full(2, 0.375), atol=1 / LABEL_STEPS)
 
 
+@pytest.mark.parametrize("store", STORES)
+def test_what_a_contributor_erased_does_not_count_and_nothing_is_predicted_again(tmp_path, store):
+    made, asked = Pool(tmp_path, SCHEMA, WIDTH), []
+
+    def counting(samples):
+        asked.append(len(samples))
+        return half(samples)
+
+    fill(made, np.array([2, 2, 3]), np.array([1, 0, 1]), np.array([7, 8, 8]), [0, 0, 0])
+    cache, query = ResidualCache(counting), MatchQuery("encoder", TASTES[:1], 100, NONE)
+    settings = RoundSettings(shrinkage=1.0)
+    before, _ = pooled(made, store(made), query, 0, settings, cache)
+    assert before.columns["item"].tolist() == [2, 3] and abs(residuals(before)[0]) < 1.001 / LABEL_STEPS
+    made.erase(8, now=1)
+    after, _ = pooled(made, store(made), query, 0, settings, cache)
+    assert after.columns["item"].tolist() == [2] and residuals(after)[0] == pytest.approx(0.375, abs=1 / LABEL_STEPS)
+    assert asked == [3]
+
+
 def test_an_empty_pool_and_a_lonely_asker_get_nothing(tmp_path):
     made = Pool(tmp_path, SCHEMA, WIDTH)
     found, reason = ask(made)

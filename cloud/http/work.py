@@ -1,0 +1,117 @@
+"""What calls do once it is known who asks; run in threads, off the event loop."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from cloud.http.problems import Refusal
+from cloud.http.services import Services
+from cloud.matching import match, pooled
+from cloud.telemetry import RecallSampler
+from cloud.telemetry.tracing import span
+from device_runtime.errors import CodaError, InputError
+from device_runtime.messages import RoundReport
+from device_runtime.wire import MatchAnswer, MatchQuery, decode_contribution, decode_query, encode_answer
+
+
+def matched(services: Services, recall: RecallSampler, body: bytes, asker: str) -> bytes:
+    """The answer's frame. Decoding is here too: a small body may unpack to much.
+
+    Raises:
+        Refusal: 400, 409. WireError: the body is no query.
+    """
+    began = time.perf_counter()
+    manifest, limits, query = services.manifest, services.limits, decode_query(body)
+    if query.encoder != manifest.encoder:
+        raise Refusal(409, "The query's encoder is outdated", f"pull bundle {manifest.version} and encode again")
+    count, width = query.centroids.shape
+    if width != manifest.width or count > limits.max_centroids:
+        raise Refusal(
+            400,
+            "The query does not fit",
+            f"it may have {limits.max_centroids} centroids of width {manifest.width}; given {count} of {width}",
+        )
+    norms = np.maximum(np.linalg.norm(query.centroids, axis=1, keepdims=True), 1e-6)
+    wanted = min(query.limit, limits.max_candidates)
+    capped = MatchQuery(query.encoder, query.centroids / norms, wanted, query.held)
+    token = services.contributor(asker)
+    with span("match"):
+        if manifest.settings.matching == "pooled":
+            known = manifest.settings, services.residuals
+            candidates, shortfall = pooled(services.pool, services.store, capped, token, *known)
+        else:
+            candidates, shortfall = match(services.pool, services.store, capped, token)
+    if wanted < query.limit and not shortfall:
+        shortfall = f"this server gives at most {wanted} samples at a time"
+    with span("encode"):
+        rows = services.encoder.rows(candidates.ids("item"), query.held)
+        answer = encode_answer(MatchAnswer(candidates, {"item": rows} if len(rows.ids) else {}, shortfall))
+    services.metrics.observe("coda_match_seconds", value=time.perf_counter() - began)
+    services.metrics.add("coda_match_candidates_total", by=len(candidates))
+    if shortfall:
+        services.metrics.add("coda_match_short_total")
+    if count:
+        recall.offer(capped.centroids, token)
+    return answer
+
+
+def take_in(services: Services, body: bytes, device: str) -> None:
+    """Add a contribution to the pool, within the quotas.
+
+    Raises:
+        Refusal: 413, 429. WireError, InputError: not to be used. StoreError: nothing was kept.
+    """
+    metrics, limits = services.metrics, services.limits
+    try:
+        samples = decode_contribution(body, services.manifest.schema)
+        if not len(samples):
+            raise InputError("the contribution holds no samples")
+        if len(samples) > limits.max_contribution_samples:
+            metrics.add("coda_contributions_refused_total", "too large")
+            detail = f"it may hold {limits.max_contribution_samples} samples; given {len(samples)}"
+            raise Refusal(413, "The contribution is too large", detail)
+        embeddings = services.encoder.encode(samples)
+    except CodaError:
+        metrics.add("coda_contributions_refused_total", "unusable")
+        raise
+    now = services.clock()
+    _within_quota(services, device, len(samples), now)
+    timestamps = np.full(len(samples), int(now), np.int64)
+    tokens = np.full(len(samples), services.contributor(f"device:{device}"), np.uint64)
+    try:
+        services.pool.append(samples, timestamps, tokens, embeddings)
+    except CodaError:
+        services.catalog.return_quota(device, len(samples), now)
+        raise
+    positives = float((samples.labels >= 0.5).sum())
+    metrics.add("coda_contributed_samples_total", "positive", by=positives)
+    metrics.add("coda_contributed_samples_total", "negative", by=len(samples) - positives)
+    metrics.observe("coda_contribution_positive_share", value=positives / len(samples))
+
+
+def _within_quota(services: Services, device: str, samples: int, now: float) -> None:
+    """Raises: Refusal: 429, to come back tomorrow."""
+    limits = services.limits
+    used_up = services.catalog.take_quota(device, samples, now, limits.device_samples_per_day, limits.samples_per_day)
+    if used_up:
+        services.metrics.add("coda_contributions_refused_total", f"{used_up} quota")
+        whose = "this device's" if used_up == "device" else "the server's"
+        most = limits.device_samples_per_day if used_up == "device" else limits.samples_per_day
+        tomorrow = {"Retry-After": str(int(86_400 - now % 86_400) + 1)}
+        raise Refusal(429, "The quota is used up", f"{whose} quota is {most} contributed samples a day", tomorrow)
+
+
+def note(services: Services, device: str, report: RoundReport) -> None:
+    """Store a report, and count it if it is new."""
+    row = services.catalog.report(device, report, services.clock())
+    if row is None:
+        return
+    metrics, kind = services.metrics, row.device_class
+    metrics.add("coda_rounds_total", row.outcome, kind)
+    if report.phases:
+        metrics.observe("coda_round_cpu_seconds", kind, value=row.cpu_s)
+        metrics.observe("coda_round_peak_mib", kind, value=row.peak_mib)
+        metrics.observe("coda_round_down_bytes", kind, value=row.bytes_down)
+        metrics.observe("coda_round_up_bytes", kind, value=row.bytes_up)

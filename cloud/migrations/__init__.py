@@ -1,0 +1,1 @@
+"""Migrations of the catalog's tables (Alembic). `cloud.catalog.database` applies them when a catalog is opened."""
