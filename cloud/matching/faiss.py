@@ -112,10 +112,9 @@ class FaissStore:
                 held = {s.name for s in self._pool.segments}
                 for name in [name for name in self._indexes if name not in held]:
                     del self._indexes[name]
-            except FileNotFoundError:
-                pass  # compacted away meanwhile
             except (OSError, StoreError, RuntimeError) as error:  # FAISS's own are RuntimeErrors
-                _log.error("no index for %s, it is searched exactly: %s", segment.folder, error)
+                if segment.folder and segment.folder.exists():  # else it was compacted away meanwhile
+                    _log.error("no index for %s, it is searched exactly: %s", segment.folder, error)
             finally:
                 self._wanted.task_done()
 

@@ -12,7 +12,7 @@ from device_runtime.errors import StoreError
 
 FORMAT = 2
 NAME = "pool.json"
-_BEFORE = ".pool.json.before"
+_NEW, _BEFORE = ".new-pool.json", ".pool.json.before"
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,7 +60,7 @@ def write(folder: Path, state: State) -> None:
     Raises:
         OSError: the disk refused; the state is what it was.
     """
-    path, new, before = folder / NAME, folder / f".new-{NAME}", folder / _BEFORE
+    path, new, before = folder / NAME, folder / _NEW, folder / _BEFORE
     try:
         with new.open("wb") as file:
             file.write(msgspec.json.encode(state))
@@ -79,9 +79,14 @@ def write(folder: Path, state: State) -> None:
                 path.unlink()
             raise
     finally:
-        for leftover in (new, before):
-            with contextlib.suppress(OSError):
-                leftover.unlink(missing_ok=True)
+        sweep(folder)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a `write` leaves that is cut short; the caller holds the pool's lock."""
+    for leftover in (_NEW, _BEFORE):
+        with contextlib.suppress(OSError):
+            (folder / leftover).unlink(missing_ok=True)
 
 
 def sync_folder(path: Path) -> None:

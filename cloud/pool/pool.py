@@ -210,7 +210,6 @@ class Pool(Snapshot):
         """samples: that answers may show. hidden: that wait for compaction. bytes: on disk, indexes included. oldest,
         newest: seconds, 0 if there are none."""
         segments = self.segments
-        files = [path.stat().st_size for s in segments for path in (self.folder / s.name).iterdir()]
         ends = [(int(s.timestamps.min()), int(s.timestamps.max())) for s in segments]
         everybody = [s.owners.tokens for s in segments]
         return {
@@ -219,7 +218,7 @@ class Pool(Snapshot):
             "segments": len(segments),
             "contributors": len(np.unique(np.concatenate(everybody))) if everybody else 0,
             "erased_contributors": len(self._state.erased),
-            "bytes": sum(files),
+            "bytes": sum(_size(self.folder / s.name) for s in segments),
             "oldest": min((first for first, _ in ends), default=0),
             "newest": max((last for _, last in ends), default=0),
         }
@@ -350,10 +349,13 @@ class Pool(Snapshot):
 
     def _sweep(self) -> None:
         """Remove what a crash left, and segments that no longer count; with the lock held."""
+        manifest.sweep(self.folder)
         counted = {entry.name for entry in manifest.read(self.folder).segments}
         for path in self.folder.glob("segment-*"):
-            if path.name not in counted:
-                shutil.rmtree(path)
+            if path.name not in counted:  # gone in one step: who is about to open it must not find half of it
+                path.rename(self.folder / f".old-{path.name}")
+        for path in self.folder.glob(".old-*"):
+            shutil.rmtree(path)
         for path in self.folder.glob(".new-*"):
             if path.is_dir() and _dead(path):
                 shutil.rmtree(path)
@@ -398,6 +400,14 @@ class _Opened:
 
     def contents(self) -> bytes:
         return os.pread(self.descriptor, os.fstat(self.descriptor).st_size, 0)
+
+
+def _size(folder: Path) -> int:
+    """Bytes of the files in a folder; 0 if it has just been compacted away."""
+    try:
+        return sum(path.stat().st_size for path in folder.iterdir())
+    except FileNotFoundError:
+        return 0
 
 
 def _dead(path: Path) -> bool:

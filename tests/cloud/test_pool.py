@@ -1,6 +1,7 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -398,3 +399,26 @@ def test_a_keeper_survives_a_merge_that_fails(tmp_path, rng, caplog):
         while pool.due():
             time.sleep(0.01)
     assert len(tries) == 2 and "No space left on device; what it holds is kept" in caplog.text
+
+
+def test_a_reader_opens_the_pool_while_segments_are_merged_away(tmp_path, rng):
+    pool = Pool(tmp_path, SCHEMA, WIDTH)
+    stop = threading.Event()
+
+    def read():
+        rounds = 0
+        while not stop.is_set():
+            reader = Pool(tmp_path, SCHEMA, WIDTH)
+            positions = shown_positions(reader)
+            assert len(reader.gather(positions)) == len(positions) and len(positions) % 20 == 0
+            assert reader.stats()["samples"] % 20 == 0
+            rounds += 1
+        return rounds
+
+    with ThreadPoolExecutor(2) as threads:
+        jobs = [threads.submit(read) for _ in range(2)]
+        for _ in range(12):
+            fill(pool, rng, 20)
+            pool.compact(full=True)
+        stop.set()
+        assert all(job.result() for job in jobs)

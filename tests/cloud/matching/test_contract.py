@@ -259,6 +259,7 @@ def test_inverted_lists_obey_filters(large, rng, where):
     assert recall_of(found, exact) >= 0.95
 
 
+@pytest.mark.parametrize("large", [1.0], ids=["spread"], indirect=True)
 def test_an_index_is_kept_beside_its_segment_and_mended(large, rng):
     pool, store = large
     queries = unit(rng, 4)
@@ -277,6 +278,7 @@ def test_an_index_is_kept_beside_its_segment_and_mended(large, rng):
     np.testing.assert_array_equal(mended.search(queries, 9, 0).positions, store.search(queries, 9, 0).positions)
 
 
+@pytest.mark.parametrize("large", [1.0], ids=["spread"], indirect=True)
 def test_a_segment_without_its_index_is_searched_exactly(large, rng, monkeypatch):
     pool, _ = large
     queries = unit(rng, 4)
