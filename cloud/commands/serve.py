@@ -110,8 +110,11 @@ def _serve(
         tracing.configure(args.otlp)
     with ServerHome(args.home) as home:
         services = replace(Services.of(home, args.store, metrics), limits=limits, watch_token=home.watch_token)
-        if len(services.pool):  # builds the indexes: the first device need not wait for them
+        if len(services.pool):  # indexes and residuals are made now: the first device need not wait
             services.store.search(np.zeros((1, services.manifest.width), np.float32), 1, 0)
+        if services.manifest.settings.matching == "pooled":
+            for segment in services.pool.segments:
+                services.residuals(segment)
         stopping = threading.Event()
         watching = threading.Thread(target=_watch, args=(metrics, stopping), name="watch")
         watching.start()
