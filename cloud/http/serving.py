@@ -101,8 +101,8 @@ class Supervisor:
                 if signal.SIGHUP in self._told:
                     self._told.discard(signal.SIGHUP)
                     self._replace_all()
-                select.select([self._wake], [], [], 1.0)
-                while select.select([self._wake], [], [], 0)[0]:
+                _readable(self._wake, 1.0)
+                while _readable(self._wake, 0):
                     os.read(self._wake, 64)
         finally:
             self._stop(self._workers)
@@ -125,8 +125,7 @@ class Supervisor:
         worker = _Worker(slot, pid, time.monotonic())
         self._workers.append(worker)
         try:
-            came, _, _ = select.select([reading], [], [], _START_S)
-            if not came or os.read(reading, 1) != b"+":
+            if not _readable(reading, _START_S) or os.read(reading, 1) != b"+":
                 raise CodaError("a worker did not come up; what it said is above")
         finally:
             os.close(reading)
@@ -196,6 +195,12 @@ class Supervisor:
                 for pid in going:
                     _kill(pid, signal.SIGKILL)
             time.sleep(0.02)
+
+
+def _readable(descriptor: int, within_s: float) -> bool:
+    poll = select.poll()  # select() cannot take descriptors from 1024 on
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(within_s * 1000))
 
 
 def _kill(pid: int, number: int) -> None:
