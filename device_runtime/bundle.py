@@ -116,7 +116,7 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     matching: Literal["nearest", "pooled"] = "pooled"
     centroids: int = 8
-    candidates: int = 2500
+    candidates: int = 1000
     neighbours: int = 4096
     core: int = 500
     sharpness: float = 12.0
@@ -126,14 +126,14 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     classifier_epochs: int = 5
     classifier_rate: float = 0.01
     threshold: float = 0.0
-    keep: int = 2500
+    keep: int = 1000
     ratio_bound: float = 3.0
     density_weights: bool = True
     outside_weight: float = 0.3
     label_correction: bool = True
-    epochs: int = 3
-    rate: float = 0.05
-    table_rate: float = 1.0
+    epochs: int = 6
+    rate: float = 0.01
+    table_rate: float = 0.3
     interpolation: float = 1.0
     freeze_histories: bool = True
     judge: bool = True

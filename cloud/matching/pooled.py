@@ -83,7 +83,7 @@ def pooled(
 
     A label is a residual r from -1 to 1 as (1 + r) / 2; histories are empty. query: its first vector is the profile;
     without one, all contributors count alike. exclude: token of the asking contributor, none of whose samples count.
-    Items that are met most, near the profile first, are preferred.
+    Items with the largest residuals are preferred: where there is none, the model is right.
 
     Raises:
         InputError: samples have features other than the item and histories.
@@ -98,7 +98,7 @@ def pooled(
         met += _padded(one.met, count) - _total(mine, np.ones(len(mine)), count)
         sums += _padded(one.sums, count) - _total(mine, one.residuals[own], count)
     mean = sums / (met + settings.shrinkage)
-    near, mass = np.zeros(count), np.zeros(count)
+    near = np.zeros(count)
     if len(query.centroids) and settings.neighbours and met.any():
         found = store.search(query.centroids[:1], min(len(pool), settings.neighbours), exclude)
         at = found.positions[0][found.positions[0] >= 0]
@@ -106,14 +106,13 @@ def pooled(
         weight = kernel(found.similarities[0][: len(at)], settings)
         mass = _total(item, weight, count)
         near = _total(item, weight * (residual - mean[item]), count) / (mass + settings.shrinkage)
-    order = np.lexsort((-met, -mass))
+    off = np.clip(mean + near, -1, 1)
+    order = np.lexsort((-met, -np.abs(off)))
     order = order[(met[order] > 0) & (order > 0)][: query.limit]
     short = query.limit - len(order)
     reason = f"the pool has only {len(order)} items of other contributors" if short else ""
     picked = np.sort(order)
-    return _batch(
-        pool.schema, picked, in_steps(((1 + np.clip(mean + near, -1, 1)[picked]) / 2).astype(np.float32))
-    ), reason
+    return _batch(pool.schema, picked, in_steps(((1 + off[picked]) / 2).astype(np.float32))), reason
 
 
 def kernel(similarities: Float32, settings: RoundSettings) -> Floats:
