@@ -95,8 +95,8 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     "pooled": one sample an item, which says by how much labels differ from the cloud model's predictions, contributors
     near the user's profile weighing most (docs/adr/0007). candidates: samples in the answer, at most.
     neighbours: samples of the pool, nearest to the profile, that weigh in pooled labels. core: the rank up to which
-    they weigh 1 each; after it weights fall as exp(-sharpness * lack of similarity). shrinkage: samples of residual 0
-    that each mean is shrunk by.
+    they weigh 1 each; after it weights fall as exp(-sharpness * lack of similarity). shrinkage, near_shrinkage: samples
+    of residual 0 that an item's mean over the pool is shrunk by, and that over neighbours.
 
     classifier_epochs, classifier_rate: of the filter's training; 0 epochs leave the filter out. threshold: candidates
     below this probability of being the user's own are dropped. keep: candidates kept, at most. ratio_bound: how far the
@@ -121,6 +121,7 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     core: int = 500
     sharpness: float = 12.0
     shrinkage: float = 10.0
+    near_shrinkage: float = 30.0
     min_local: int = 8
     holdout: float = 0.2
     classifier_epochs: int = 5

@@ -105,7 +105,7 @@ def pooled(
         item, residual = _columns(segments, known, at)
         weight = kernel(found.similarities[0][: len(at)], settings)
         mass = _total(item, weight, count)
-        near = _total(item, weight * (residual - mean[item]), count) / (mass + settings.shrinkage)
+        near = _total(item, weight * (residual - mean[item]), count) / (mass + settings.near_shrinkage)
     off = np.clip(mean + near, -1, 1)
     order = np.lexsort((-met, -np.abs(off)))
     order = order[(met[order] > 0) & (order > 0)][: query.limit]

@@ -41,7 +41,9 @@ def pool(tmp_path, rng):
 def ask(pool, store=ExactStore, taste=0, limit=100, exclude=0, predict=half, **settings):
     profile = TASTES[taste : taste + 1] if taste is not None else TASTES[:0]
     query = MatchQuery("encoder", profile, limit, NONE)
-    given = RoundSettings(**{"core": 50, "neighbours": 600} | settings)
+    given = RoundSettings(
+        **{"core": 50, "neighbours": 600, "near_shrinkage": settings.get("shrinkage", 10.0)} | settings
+    )
     return pooled(pool, store(pool), query, exclude, given, ResidualCache(predict))
 
 
