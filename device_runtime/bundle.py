@@ -103,11 +103,11 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     classifier's density ratio may move a candidate, as a factor of its odds. density_weights: kept samples weigh by
     their probability of being the user's own, instead of 1 each.
 
-    outside_weight: of a kept sample, a local one being 1. label_correction: before tuning, the mean of the labels is
-    moved to that of the model's own predictions, for local and kept samples apart, so that tuning does not drift to a
-    user's click rate (arXiv 2211.01163). epochs, rate: passes and learning rate. table_rate: learning rate of the
-    items' rows: a batch mentions an item hardly more than once, so its mean gradient is small. interpolation: share of
-    the way from the cloud's weights to the tuned ones that is gone.
+    outside_weight: of a kept sample, before its density weight, a local one being 1. label_correction: before tuning,
+    the mean of the labels is moved to that of the model's own predictions, for local and kept samples apart, so that
+    tuning does not drift to a user's click rate (arXiv 2211.01163). epochs, rate: passes and learning rate. table_rate:
+    learning rate of the items' rows: a batch mentions an item hardly more than once, so its mean gradient is small.
+    interpolation: share of the way from the cloud's weights to the tuned ones that is gone.
     freeze_histories: tuning moves an item's row as the item that is shown, not as a part of histories, and rows of
     the user's own items are put back: their labels are known, and every later history would carry the change.
     judge: whether held-out samples may refuse the result. tolerance: standard errors by which the held-out loss may be
@@ -128,13 +128,13 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     classifier_rate: float = 0.01
     threshold: float = 0.0
     keep: int = 1000
-    ratio_bound: float = 3.0
+    ratio_bound: float = 1.5
     density_weights: bool = True
-    outside_weight: float = 0.3
+    outside_weight: float = 2.0
     label_correction: bool = True
-    epochs: int = 6
+    epochs: int = 8
     rate: float = 0.01
-    table_rate: float = 0.3
+    table_rate: float = 0.5
     interpolation: float = 1.0
     freeze_histories: bool = True
     judge: bool = True

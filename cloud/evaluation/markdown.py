@@ -41,8 +41,8 @@ def table(result: Result) -> str:
         if judge.harmful_kept is not None and judge.helpful_refused is not None:
             lines[-1] += (
                 f" By the test rows, {words.percent(judge.harmful)} of all harm and "
-                f"{words.percent(judge.helpful)} help; it kept {words.percent(judge.harmful_kept)} of the former and refused "
-                f"{words.percent(judge.helpful_refused)} of the latter."
+                f"{words.percent(judge.helpful)} help; it kept {words.percent(judge.harmful_kept)} of the former "
+                f"and refused {words.percent(judge.helpful_refused)} of the latter."
             )
     return "\n".join(lines)
 

@@ -115,7 +115,13 @@ PLAIN: dict[str, Any] = {
     "freeze_histories": False,
     "label_correction": False,
 }
-NEAREST: dict[str, Any] = {"matching": "nearest", "candidates": 400, "threshold": 0.5, "keep": 100}
+NEAREST: dict[str, Any] = {
+    "matching": "nearest",
+    "candidates": 400,
+    "threshold": 0.5,
+    "keep": 100,
+    "outside_weight": 0.3,
+}
 """Single samples of single strangers: few of them, and only those inside the boundary."""
 
 METHODS: dict[str, Method] = {
