@@ -133,7 +133,7 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outside_weight: float = 2.0
     label_correction: bool = True
     epochs: int = 8
-    rate: float = 0.01
+    rate: float = 0.1
     table_rate: float = 0.5
     interpolation: float = 1.0
     freeze_histories: bool = True
