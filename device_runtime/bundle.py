@@ -109,19 +109,19 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     "pooled": one sample an item, which says by how much labels differ from the cloud model's predictions, contributors
     near the user's profile weighing most (docs/adr/0007). candidates: samples in the answer, at most.
     neighbours: samples of the pool, nearest to the profile, that weigh in pooled labels. core: the rank up to which
-    they weigh 1 each; after it weights fall as exp(-sharpness * lack of similarity). shrinkage: samples of residual 0
-    that each mean is shrunk by.
+    they weigh 1 each; after it weights fall as exp(-sharpness * lack of similarity). shrinkage, near_shrinkage: samples
+    of residual 0 that an item's mean over the pool is shrunk by, and that over neighbours.
 
     classifier_epochs, classifier_rate: of the filter's training; 0 epochs leave the filter out. threshold: candidates
     below this probability of being the user's own are dropped. keep: candidates kept, at most. ratio_bound: how far the
     classifier's density ratio may move a candidate, as a factor of its odds. density_weights: kept samples weigh by
     their probability of being the user's own, instead of 1 each.
 
-    outside_weight: of a kept sample, a local one being 1. label_correction: before tuning, the mean of the labels is
-    moved to that of the model's own predictions, for local and kept samples apart, so that tuning does not drift to a
-    user's click rate (arXiv 2211.01163). epochs, rate: passes and learning rate. table_rate: learning rate of the
-    items' rows: a batch mentions an item hardly more than once, so its mean gradient is small. interpolation: share of
-    the way from the cloud's weights to the tuned ones that is gone.
+    outside_weight: of a kept sample, before its density weight, a local one being 1. label_correction: before tuning,
+    the mean of the labels is moved to that of the model's own predictions, for local and kept samples apart, so that
+    tuning does not drift to a user's click rate (arXiv 2211.01163). epochs, rate: passes and learning rate. table_rate:
+    learning rate of the items' rows: a batch mentions an item hardly more than once, so its mean gradient is small.
+    interpolation: share of the way from the cloud's weights to the tuned ones that is gone.
     freeze_histories: tuning moves an item's row as the item that is shown, not as a part of histories, and rows of
     the user's own items are put back: their labels are known, and every later history would carry the change.
     judge: whether held-out samples may refuse the result. tolerance: standard errors by which the held-out loss may be
@@ -130,24 +130,25 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     matching: Literal["nearest", "pooled"] = "pooled"
     centroids: int = 8
-    candidates: int = 2500
+    candidates: int = 1000
     neighbours: int = 4096
     core: int = 500
     sharpness: float = 12.0
     shrinkage: float = 10.0
+    near_shrinkage: float = 30.0
     min_local: int = 8
     holdout: float = 0.2
     classifier_epochs: int = 5
     classifier_rate: float = 0.01
     threshold: float = 0.0
-    keep: int = 2500
-    ratio_bound: float = 3.0
+    keep: int = 1000
+    ratio_bound: float = 1.5
     density_weights: bool = True
-    outside_weight: float = 0.3
+    outside_weight: float = 2.0
     label_correction: bool = True
-    epochs: int = 3
-    rate: float = 0.05
-    table_rate: float = 1.0
+    epochs: int = 8
+    rate: float = 0.1
+    table_rate: float = 0.5
     interpolation: float = 1.0
     freeze_histories: bool = True
     judge: bool = True

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     """Raises: CodaError."""
     _check(args)
     # a log file has no width of its own, and rich would cut the table to 80 columns
-    console = Console() if sys.stdout.isatty() else Console(width=136)
+    console = Console() if sys.stdout.isatty() else Console(width=150)
     bar = Progress(
         TextColumn("{task.description:34}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
     )

@@ -17,6 +17,7 @@ import numpy as np
 from cloud.evaluation import mpda
 from cloud.evaluation.cloud_side import unit_rows
 from cloud.evaluation.device import Device
+from device_runtime.bundle import RoundSettings
 from device_runtime.errors import InputError
 from device_runtime.metrics import auc
 from device_runtime.model import Weights
@@ -35,18 +36,23 @@ def cloud(device: Device) -> Weights:
     return device.model.base
 
 
+def plain(device: Device) -> RoundSettings:
+    """Fine-tuning as it is usually done, at a rate that did best in trials without candidates."""
+    return msgspec.structs.replace(device.settings, **PLAIN)
+
+
 def local(device: Device) -> Weights:
-    return device.tuned("local", device.parts.local)
+    return device.tuned("local", device.parts.local, settings=plain(device))
 
 
 def local_judged(device: Device) -> Weights:
     """What a round does that has no candidates."""
-    return device.judged("local", device.tuned("local part", device.parts.train))
+    return device.judged("local", device.tuned("local part", device.parts.train, settings=plain(device)))
 
 
 def local_and_random(device: Device) -> Weights:
     others = device.random()
-    return device.tuned("local+random", device.parts.local, others, np.ones(len(others), np.float32))
+    return device.tuned("local+random", device.parts.local, others, np.ones(len(others), np.float32), plain(device))
 
 
 def local_and_strangers(device: Device) -> Weights:
@@ -101,7 +107,21 @@ def oracle(device: Device) -> Weights:
     return max(offered, key=lambda weights: auc(test.labels, device.logits(test, weights)) or 0.0)
 
 
-NEAREST: dict[str, Any] = {"matching": "nearest", "candidates": 400, "threshold": 0.5, "keep": 100}
+PLAIN: dict[str, Any] = {
+    "rate": 0.05,
+    "table_rate": 0.05,
+    "epochs": 3,
+    "interpolation": 1.0,
+    "freeze_histories": False,
+    "label_correction": False,
+}
+NEAREST: dict[str, Any] = {
+    "matching": "nearest",
+    "candidates": 400,
+    "threshold": 0.5,
+    "keep": 100,
+    "outside_weight": 0.3,
+}
 """Single samples of single strangers: few of them, and only those inside the boundary."""
 
 METHODS: dict[str, Method] = {

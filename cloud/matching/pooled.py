@@ -86,7 +86,7 @@ def pooled(
 
     A label is a residual r from -1 to 1 as (1 + r) / 2; histories are empty. query: its first vector is the profile;
     without one, all contributors count alike. exclude: token of the asking contributor; none of its samples counts, nor
-    any that the pool hides. Items that are met most, near the profile first, are preferred.
+    any that the pool hides. Items with the largest residuals are preferred: where there is none, the model is right.
 
     Raises:
         InputError: samples have features other than the item and histories.
@@ -102,7 +102,7 @@ def pooled(
         met += _padded(one.met, count) - _total(without, np.ones(len(gone)), count)
         sums += _padded(one.sums, count) - _total(without, one.residuals[gone], count)
     mean = sums / (met + settings.shrinkage)
-    near, mass = np.zeros(count), np.zeros(count)
+    near = np.zeros(count)
     if len(query.centroids) and settings.neighbours and met.any():
         most = min(len(snapshot), settings.neighbours)
         found = store.search(query.centroids[:1], most, exclude, within=snapshot)
@@ -110,15 +110,14 @@ def pooled(
         item, residual = _columns(segments, known, at)
         weight = kernel(found.similarities[0][: len(at)], settings)
         mass = _total(item, weight, count)
-        near = _total(item, weight * (residual - mean[item]), count) / (mass + settings.shrinkage)
-    order = np.lexsort((-met, -mass))
+        near = _total(item, weight * (residual - mean[item]), count) / (mass + settings.near_shrinkage)
+    off = np.clip(mean + near, -1, 1)
+    order = np.lexsort((-met, -np.abs(off)))
     order = order[(met[order] > 0) & (order > 0)][: query.limit]
     short = query.limit - len(order)
     reason = f"the pool has only {len(order)} items of other contributors" if short else ""
     picked = np.sort(order)
-    return _batch(
-        pool.schema, picked, in_steps(((1 + np.clip(mean + near, -1, 1)[picked]) / 2).astype(np.float32))
-    ), reason
+    return _batch(pool.schema, picked, in_steps(((1 + off[picked]) / 2).astype(np.float32))), reason
 
 
 def kernel(similarities: Float32, settings: RoundSettings) -> Floats:

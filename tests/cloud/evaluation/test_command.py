@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from cloud.evaluation import markdown
 from cloud.evaluation.methods import METHODS
 from device_runtime.cli import main
 
@@ -153,3 +154,19 @@ def test_settings_change_the_round(finished: Finished, tmp_path: Path) -> None:
     result = json.loads((tmp_path / "out.json").read_text())
     assert result["settings"]["candidates"] == 40
     assert result["methods"][-1]["cost"]["candidates"] == 40
+
+
+def test_a_result_becomes_a_table_for_documents(finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
+    assert markdown.main([str(finished.report / "report.json")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "`synthetic`, DIN**: 6 users, 1 seeds" in lines[0].replace("synthetic-1, ", "")
+    rows = [line for line in lines if line.startswith("| ")][1:]
+    assert [row.split(" | ")[0].removeprefix("| ").removesuffix(" (bound)") for row in rows] == list(METHODS)
+    assert markdown.main([]) == 2 and "cloud.evaluation.markdown" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_result_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other.json"
+    other.write_text("{}")
+    assert markdown.main([str(other)]) == 1 and "is no result of this version" in capsys.readouterr().err
+    assert markdown.main([str(tmp_path / "none.json")]) == 1 and "cannot read" in capsys.readouterr().err

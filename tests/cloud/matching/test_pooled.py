@@ -41,7 +41,9 @@ def pool(tmp_path, rng):
 def ask(pool, store=ExactStore, taste=0, limit=100, exclude=0, predict=half, **settings):
     profile = TASTES[taste : taste + 1] if taste is not None else TASTES[:0]
     query = MatchQuery("encoder", profile, limit, NONE)
-    given = RoundSettings(**{"core": 50, "neighbours": 600} | settings)
+    given = RoundSettings(
+        **{"core": 50, "neighbours": 600, "near_shrinkage": settings.get("shrinkage", 10.0)} | settings
+    )
     return pooled(pool, store(pool), query, exclude, given, ResidualCache(predict))
 
 
@@ -113,10 +115,12 @@ def test_an_empty_pool_and_a_lonely_asker_get_nothing(tmp_path):
     assert len(ask(made, exclude=7)[0]) == 0
 
 
-def test_the_limit_keeps_what_neighbours_met(pool):
-    fill(pool, np.full(5, ITEMS + 1), np.ones(5), np.full(5, 2), np.ones(5, int))
-    found, reason = ask(pool, limit=ITEMS, neighbours=300)
-    assert len(found) == ITEMS and reason == "" and ITEMS + 1 not in found.columns["item"]
+def test_the_limit_keeps_what_the_model_is_most_wrong_about(pool):
+    fill(pool, np.full(50, ITEMS + 1), np.tile([0, 1], 25), np.full(50, 2), np.zeros(50, int))
+    fill(pool, np.full(400, ITEMS + 2), np.ones(400), np.full(400, 2), np.zeros(400, int))
+    found, reason = ask(pool, limit=ITEMS + 1)
+    assert len(found) == ITEMS + 1 and reason == "" and ITEMS + 1 not in found.columns["item"]
+    assert ask(pool, limit=1)[0].columns["item"].tolist() == [ITEMS + 2]
     assert len(ask(pool, limit=0)[0]) == 0
 
 
