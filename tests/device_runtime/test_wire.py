@@ -165,7 +165,7 @@ def test_a_well_sealed_frame_of_noise_is_refused(noise):
 
 
 def test_other_versions_kinds_and_bombs_are_refused_with_a_reason(rng):
-    with pytest.raises(WireError, match="version 9; this program reads version 2"):
+    with pytest.raises(WireError, match="version 9; this program reads version 3"):
         wire.decode_contribution(_sealed(b"", version=9), SCHEMA)
     with pytest.raises(WireError, match="kind 1 stands where kind 3"):
         wire.decode_contribution(_sealed(b"", kind=1), SCHEMA)
