@@ -98,7 +98,7 @@ def test_what_a_contributor_erased_does_not_count_and_nothing_is_predicted_again
 
     fill(made, np.array([2, 2, 3]), np.array([1, 0, 1]), np.array([7, 8, 8]), [0, 0, 0])
     cache, query = ResidualCache(counting), MatchQuery("encoder", TASTES[:1], 100, NONE)
-    settings = RoundSettings(shrinkage=1.0)
+    settings = RoundSettings(shrinkage=1.0, near_shrinkage=1.0)
     before, _ = pooled(made, store(made), query, 0, settings, cache)
     assert before.columns["item"].tolist() == [2, 3] and abs(residuals(before)[0]) < 1.001 / LABEL_STEPS
     made.erase(8, now=1)
