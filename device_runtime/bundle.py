@@ -107,7 +107,7 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     matching: what the cloud answers. "nearest": the samples nearest to `centroids` of the local ones, as they are.
     "pooled": one sample an item, which says by how much labels differ from the cloud model's predictions, contributors
-    near the user's profile weighing most (docs/adr/0007). candidates: samples in the answer, at most.
+    near the user's profile weighing most (docs/adr/0008). candidates: samples in the answer, at most.
     neighbours: samples of the pool, nearest to the profile, that weigh in pooled labels. core: the rank up to which
     they weigh 1 each; after it weights fall as exp(-sharpness * lack of similarity). shrinkage, near_shrinkage: samples
     of residual 0 that an item's mean over the pool is shrunk by, and that over neighbours.
