@@ -16,7 +16,7 @@ _NODES = (  # lane, first and last slot in time, name, what it does
     (CLOUD, 6, 6, "watch", "counts and cost"),
     (DEVICE, 1, 1, "pull", "verify, self-test"),
     (DEVICE, 2, 2, "encode", "own samples"),
-    (DEVICE, 3, 3, "filter", "keep few of them"),
+    (DEVICE, 3, 3, "filter", "inside the boundary?"),
     (DEVICE, 4, 4, "fine-tune", "on own and kept"),
     (DEVICE, 5, 5, "judge", "on held-out own"),
     (DEVICE, 6, 6, "activate", "or keep the old"),
