@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -135,7 +136,7 @@ def serving(published: Published, tmp_path: Path) -> Callable[..., object]:
     import uvicorn
 
     from cloud.home import ServerHome
-    from cloud.http import Services, create_app
+    from cloud.http import ServerLimits, Services, create_app
 
     home_path = tmp_path / "server"
     shutil.copytree(published.home, home_path)
@@ -143,7 +144,9 @@ def serving(published: Published, tmp_path: Path) -> Callable[..., object]:
     @contextmanager
     def serve(change: Callable[[Services], Services] = lambda services: services) -> Iterator[tuple[str, Services]]:
         with ServerHome(home_path) as home:
-            services = change(Services.of(home))
+            # tests run rounds without a pause, as no device's schedule does
+            brisk = ServerLimits(device_requests_per_minute=60_000.0, device_burst=10_000)
+            services = change(dataclasses.replace(Services.of(home), limits=brisk))
             config = uvicorn.Config(create_app(services), port=0, log_config=None, access_log=False)
             server = uvicorn.Server(config)
             thread = threading.Thread(target=server.run, daemon=True)
