@@ -1,8 +1,9 @@
 """How fast a release reaches a fleet, what that costs, and how far a bad one comes before the gate stops it.
 
 A million devices that exist only as numbers, with days of their own, networks of several kinds and downloads that fail;
-groups, policy, ladder, evidence and gates are the server's own code. What a check and a pull cost is measured first, by
-a real device against a real server on this machine.
+groups, policy, ladder, evidence and gates are the server's own code. What a pull and a question of its own cost is
+measured first, by a real device against a real server on this machine; what a device has is taken to ride on other
+requests as a header line, which no server reads yet.
 
   coverage      hours until half, 90 % and 99 % of the devices that may have a release have it, by three ways of telling
                 them: by riding on the requests that their apps make anyway (push-then-pull), by asking every six hours

@@ -14,9 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cloud.rollout import LADDER, Evidence, Facts, Gate, Reports, Rollout, Rule, decide, judge, summed
-from cloud.rollout.arrays import Bool, Float64
 from cloud.rollout.buckets import places
-from device_runtime.samples import Float32
+from device_runtime.samples import Bool, Float32, Float64
 
 Index = npt.NDArray[np.int8]
 
@@ -226,7 +225,7 @@ def release(fleet: Fleet, kind: Kind, gate: Gate, rng: np.random.Generator, most
     # simulation and named devices come before: what is simulated here is what a fleet can show
     for _ in range(2):
         rollout = rollout.acted("promote", at=0.0, who="operator", why="the rungs before the fleet were passed")
-    taken = _Taken.on(fleet, rollout.standing.share, kind, rng)
+    taken = _Taken.on(fleet, rollout.standing.share, kind)
     at, step = 0.0, HOUR
     while rollout.state == "running" and at < most_days * DAY:
         taken.hour(at, step, rng)
@@ -240,7 +239,7 @@ def release(fleet: Fleet, kind: Kind, gate: Gate, rng: np.random.Generator, most
         if action == "promote" and rollout.standing.share == 1:
             break  # nobody is left to compare with
         if action == "promote":
-            taken = taken.grown(fleet, rollout.standing.share, kind, rng)
+            taken = taken.grown(fleet, rollout.standing.share, kind)
     reached = taken.installed() / len(fleet)
     last = rollout.log[-1]
     state = "promoted to everyone" if rollout.standing.share == 1 else rollout.state
@@ -251,7 +250,7 @@ class _Taken:
     """The devices of both groups at a rung. Each of the treatment installs in a session, and reports in a later one;
     one of the control reports when it is next online."""
 
-    def __init__(self, treated: Fleet, control: Fleet, kind: Kind, rng: np.random.Generator) -> None:
+    def __init__(self, treated: Fleet, control: Fleet, kind: Kind) -> None:
         self.groups = (treated, control)
         self.kinds = (kind, _USUAL)
         self.has = (np.zeros(len(treated), bool), np.ones(len(control), bool))
@@ -259,12 +258,12 @@ class _Taken:
         self.reports: tuple[list[Reports], list[Reports]] = ([], [])
 
     @classmethod
-    def on(cls, fleet: Fleet, share: float, kind: Kind, rng: np.random.Generator) -> _Taken:
-        return cls(fleet.take(fleet.place < share), fleet.take(fleet.place >= 1 - share), kind, rng)
+    def on(cls, fleet: Fleet, share: float, kind: Kind) -> _Taken:
+        return cls(fleet.take(fleet.place < share), fleet.take(fleet.place >= 1 - share), kind)
 
-    def grown(self, fleet: Fleet, share: float, kind: Kind, rng: np.random.Generator) -> _Taken:
+    def grown(self, fleet: Fleet, share: float, kind: Kind) -> _Taken:
         """At a higher rung: who was in a group stays in it, with what it has and has said."""
-        more = _Taken.on(fleet, share, kind, rng)
+        more = _Taken.on(fleet, share, kind)
         for index, (now, before) in enumerate(zip(more.groups, self.groups, strict=True)):
             # both were cut from the same fleet, so they are in the same order
             old = np.isin(now.place, before.place)

@@ -20,6 +20,8 @@ from device_runtime.errors import InputError
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+Bool = npt.NDArray[np.bool_]
 
 PADDING = 0
 """Id and local row that stand for "nothing here" in every vocabulary."""

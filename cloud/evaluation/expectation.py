@@ -13,9 +13,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from device_runtime.samples import Float32
-
-Floats = npt.NDArray[np.float64]
+from device_runtime.samples import Float32, Float64
 
 
 def difference_variance(labels: Float32, before: Float32, after: Float32) -> float:
@@ -27,13 +25,13 @@ def difference_variance(labels: Float32, before: Float32, after: Float32) -> flo
     return float(sum(part.var(ddof=1) / len(part) for part in (wins.mean(1), wins.mean(0))))
 
 
-def _wins(positive: npt.NDArray[np.bool_], scores: Float32) -> Floats:
+def _wins(positive: npt.NDArray[np.bool_], scores: Float32) -> Float64:
     """float64 [positives, negatives]: 1 where the positive row is above, one half where they are equal."""
     good, bad = scores[positive][:, None], scores[~positive][None]
     return np.asarray((good > bad) + 0.5 * (good == bad), np.float64)
 
 
-def expected_tails(differences: Floats, variances: Floats, beyond: float) -> tuple[float, float] | None:
+def expected_tails(differences: Float64, variances: Float64, beyond: float) -> tuple[float, float] | None:
     """Shares of users whose true difference is (below -beyond, above beyond); None where too few rows tell.
 
     differences, variances: float64 [users]. A variance of 0 says that nothing was reordered: the difference is known,
@@ -54,7 +52,7 @@ def expected_tails(differences: Floats, variances: Floats, beyond: float) -> tup
     return below / len(differences), above / len(differences)
 
 
-def _population(differences: Floats, variances: Floats) -> tuple[float, float]:
+def _population(differences: Float64, variances: Float64) -> tuple[float, float]:
     """Mean and variance of the true differences."""
     weight = 1 / variances
     fixed = (weight * differences).sum() / weight.sum()
@@ -64,7 +62,7 @@ def _population(differences: Floats, variances: Floats) -> tuple[float, float]:
     return float((weight * differences).sum() / weight.sum()), spread
 
 
-def _below(limit: float, centre: Floats, width: Floats) -> float:
+def _below(limit: float, centre: Float64, width: Float64) -> float:
     """Expected number of values below the limit, each normal."""
     if not width.any():
         return float((centre < limit).sum())

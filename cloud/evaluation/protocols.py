@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from cloud.datasets import Dataset
 from device_runtime.errors import InputError
@@ -29,8 +28,6 @@ CAPS = (10, 20, 50)
 """Local samples of a user in `cold`, at most."""
 MIN_TEST, MIN_LOCAL, MIN_LOCAL_PAPER, MIN_LOCAL_COLD, MAX_LOCAL = 8, 8, 20, 6, 1000
 MIN_CLOUD = 100
-
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,13 @@ import numpy.typing as npt
 
 from cloud.evaluation.expectation import expected_tails
 from cloud.evaluation.running import BINS, Score, UserResult
+from device_runtime.samples import Float64
 
 BEYOND = 0.01
 """AUC by which a user must differ to count as better or worse."""
 RESAMPLES, _BLOCK = 10_000, 1_000
 STRATA = (10, 20, 50, 100, 200)
 """Upper ends of the strata by local sample count; the last has none."""
-
-Floats = npt.NDArray[np.float64]
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -122,7 +121,7 @@ def judge_errors(results: Mapping[int, Sequence[UserResult]]) -> JudgeErrors | N
     )
 
 
-def bootstrap(differences: Floats, seed: int = 0) -> Difference:
+def bootstrap(differences: Float64, seed: int = 0) -> Difference:
     """differences: float64 [users]."""
     if len(differences) < 2:
         return Difference(float(differences.mean()), None)
@@ -133,12 +132,12 @@ def bootstrap(differences: Floats, seed: int = 0) -> Difference:
     return Difference(float(differences.mean()), (float(low), float(high)))
 
 
-def shares(differences: Floats, beyond: float) -> Shares:
+def shares(differences: Float64, beyond: float) -> Shares:
     better, worse = float((differences > beyond).mean()), float((differences < -beyond).mean())
     return Shares(better, 1 - better - worse, worse)
 
 
-def user_aucs(results: Mapping[int, Sequence[UserResult]], method: str) -> Floats:
+def user_aucs(results: Mapping[int, Sequence[UserResult]], method: str) -> Float64:
     """float64 [users]: mean over seeds; the order of users is that of the first seed.
 
     Raises:
@@ -148,7 +147,7 @@ def user_aucs(results: Mapping[int, Sequence[UserResult]], method: str) -> Float
     order = [user.user for user in each[0]]
     if any([user.user for user in seed] != order for seed in each):
         raise ValueError("the seeds have not examined the same users")
-    means: Floats = np.array([[user.scores[method].auc for user in seed] for seed in each]).mean(0)
+    means: Float64 = np.array([[user.scores[method].auc for user in seed] for seed in each]).mean(0)
     return means
 
 
@@ -193,7 +192,7 @@ def summarize(
     return found
 
 
-def _expected(results: Mapping[int, Sequence[UserResult]], name: str, differences: Floats) -> Shares | None:
+def _expected(results: Mapping[int, Sequence[UserResult]], name: str, differences: Float64) -> Shares | None:
     """Seeds share their test rows, so a mean over them is no less noisy than one."""
     each = [[user.scores[name].variance for user in seed] for seed in results.values()]
     variances = np.array([[math.inf if v is None else v for v in seed] for seed in each]).mean(0)
@@ -217,7 +216,7 @@ def _cost(scores: Sequence[Score]) -> Cost:
     return Cost(mean("cpu_s"), peak, *(mean(name) for name in ("bytes_down", "bytes_up", "candidates", "kept")))
 
 
-def _strata(counts: npt.NDArray[np.int_], mine: Floats, base: Floats, local: Floats) -> list[Stratum]:
+def _strata(counts: npt.NDArray[np.int_], mine: Float64, base: Float64, local: Float64) -> list[Stratum]:
     found, low = [], 0
     for high in (*STRATA, None):
         within = (counts > low) & (counts <= (high or counts.max(initial=0)))

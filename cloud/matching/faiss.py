@@ -99,14 +99,19 @@ class FaissStore:
                     self._indexes[segment.name] = None
                     self._wanted.put(segment)
                 if self._builder is None:
-                    self._builder = threading.Thread(target=self._build, name="faiss-indexes", daemon=True)
+                    # no daemon: one that is in FAISS when the interpreter ends aborts the process
+                    self._builder = threading.Thread(target=self._build, name="faiss-indexes")
                     self._builder.start()
             return self._indexes[segment.name]
 
     def _build(self) -> None:
         faiss.omp_set_num_threads(1)
         while True:
-            segment = self._wanted.get()
+            with self._starting:
+                if self._wanted.empty() or not threading.main_thread().is_alive():  # nobody will search any more
+                    self._builder = None
+                    return
+                segment = self._wanted.get()
             try:
                 self._indexes[segment.name] = build(segment, self._codes)
                 held = {s.name for s in self._pool.segments}

@@ -21,10 +21,9 @@ from cloud.matching.store import MatchStore
 from cloud.pool import Pool, Segment
 from device_runtime.bundle import RoundSettings
 from device_runtime.errors import InputError
-from device_runtime.samples import Column, Float32, Int64, Ragged, SampleBatch, Schema
+from device_runtime.samples import Column, Float32, Float64, Int64, Ragged, SampleBatch, Schema
 from device_runtime.wire import MatchQuery, in_steps
 
-Floats = npt.NDArray[np.float64]
 Predict = Callable[[SampleBatch], Float32]
 """The cloud model's probability of a like for each sample, float32 [n]."""
 
@@ -35,8 +34,8 @@ class Unexplained:
     [items]: samples of each item, and the sum of their residuals."""
 
     residuals: Float32
-    met: Floats
-    sums: Floats
+    met: Float64
+    sums: Float64
 
     @staticmethod
     def of(segment: Segment, predicted: Float32) -> Unexplained:
@@ -120,20 +119,20 @@ def pooled(
     return _batch(pool.schema, picked, in_steps(((1 + off[picked]) / 2).astype(np.float32))), reason
 
 
-def kernel(similarities: Float32, settings: RoundSettings) -> Floats:
+def kernel(similarities: Float32, settings: RoundSettings) -> Float64:
     """Weights of neighbours, best first: 1 up to the `core`-th, then falling with the lack of similarity to that."""
     core = similarities[min(settings.core, len(similarities)) - 1] if len(similarities) else 0.0
     lack = np.maximum(core - similarities, 0)
-    weights: Floats = np.exp(-settings.sharpness * lack.astype(np.float64))
+    weights: Float64 = np.exp(-settings.sharpness * lack.astype(np.float64))
     return weights
 
 
-def _total(item: npt.NDArray[np.integer], values: npt.NDArray[np.floating], count: int = 0) -> Floats:
+def _total(item: npt.NDArray[np.integer], values: npt.NDArray[np.floating], count: int = 0) -> Float64:
     """float64 [items]: the sum of each item's values."""
     return np.bincount(item, values, count).astype(np.float64)
 
 
-def _padded(values: Floats, count: int) -> Floats:
+def _padded(values: Float64, count: int) -> Float64:
     return np.pad(values, (0, count - len(values)))
 
 

@@ -126,21 +126,7 @@ class Pool(Snapshot):
                 late = {token for token, when in state.erased.items() if before.get(token) != when}
                 erased = tuple(sorted(late & {int(token) for token in arrays["owners.tokens"]}))
                 entry = Entry(_name(state.next_number), state.next_base, n, erased)
-                new.rename(self.folder / entry.name)
-                try:
-                    sync_folder(self.folder)
-                    self._commit(
-                        msgspec.structs.replace(
-                            state,
-                            next_base=state.next_base + n,
-                            next_number=state.next_number + 1,
-                            segments=(*state.segments, entry),
-                            sources=sources,
-                        )
-                    )
-                except OSError:
-                    (self.folder / entry.name).rename(new)
-                    raise
+                self._publish(new, msgspec.structs.replace(state, sources=sources), entry)
         return n
 
     def erase(self, contributor: int, now: int) -> int:
@@ -252,21 +238,25 @@ class Pool(Snapshot):
                     entry = Entry(
                         _name(state.next_number), state.next_base, rows, tuple(sorted(late)), max(cuts, default=None)
                     )
-                    new.rename(self.folder / entry.name)
-                    try:
-                        sync_folder(self.folder)
-                        self._commit(
-                            msgspec.structs.replace(
-                                state,
-                                next_base=state.next_base + rows,
-                                next_number=state.next_number + 1,
-                                segments=(*entries, entry),
-                            )
-                        )
-                    except OSError:
-                        (self.folder / entry.name).rename(new)
-                        raise
+                    self._publish(new, msgspec.structs.replace(state, segments=entries), entry)
                 self._sweep()
+
+    def _publish(self, new: Path, state: State, entry: Entry) -> None:
+        """Put a written segment in its place, and commit a state that counts it; it goes back if that fails."""
+        new.rename(self.folder / entry.name)
+        try:
+            sync_folder(self.folder)
+            self._commit(
+                msgspec.structs.replace(
+                    state,
+                    next_base=state.next_base + entry.samples,
+                    next_number=state.next_number + 1,
+                    segments=(*state.segments, entry),
+                )
+            )
+        except OSError:
+            (self.folder / entry.name).rename(new)
+            raise
 
     def _readable(self) -> tuple[Segment, ...]:
         return (*self.segments, *(segment for _, segment in self._retired))

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from cloud.rollout.arrays import Float64
+from device_runtime.samples import Float64
 
 Group = Literal["treatment", "control", "rest"]
 

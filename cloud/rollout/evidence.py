@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from cloud.rollout.arrays import Bool, Float64
+from device_runtime.samples import Bool, Float64
 
 MOST_QUALITY = 0.5
 """A device's difference in AUC is cut at this: hardly any honest one is larger, and a forged one should not weigh."""

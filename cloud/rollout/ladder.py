@@ -10,7 +10,7 @@ from cloud.rollout.buckets import group
 from device_runtime.errors import InputError
 
 State = Literal["running", "paused", "stopped", "complete"]
-Action = Literal["promote", "pause", "resume", "stop", "replace"]
+Action = Literal["promote", "pause", "resume", "stop"]
 
 TRANSITIONS: dict[tuple[State, Action], State] = {
     ("running", "promote"): "running",

@@ -1,6 +1,8 @@
 """One contract for every store, with exact search as the oracle."""
 
 import contextlib
+import subprocess
+import sys
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -298,6 +300,22 @@ def test_a_segment_without_its_index_is_searched_exactly(large, rng, monkeypatch
     may_end.set()
     store.wait()
     np.testing.assert_array_equal(store.search(queries, 9, 1).positions, exact.positions)
+
+
+def test_a_process_that_ends_while_an_index_is_built_ends_well(tmp_path, rng):
+    """Its builder came back from FAISS into an interpreter that was gone, and that aborted the process."""
+    fill(Pool(tmp_path, SCHEMA, WIDTH), rng, index.FLAT_UP_TO + 10_000)
+    script = (
+        "import sys, time; from pathlib import Path; import numpy as np\n"
+        "from tests.cloud.matching.test_contract import SCHEMA, WIDTH, FaissStore, Pool\n"
+        "store = FaissStore(Pool(Path(sys.argv[1]), SCHEMA, WIDTH))\n"
+        "store.search(np.zeros((1, WIDTH), np.float32), 1, 0)\n"
+        "while not store._wanted.empty(): time.sleep(0.001)  # until it is begun\n"
+    )
+    root = Path(__file__).parents[3]
+    ended = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=root, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert list(tmp_path.glob("segment-*/index-sq8.faiss")), "what was begun was ended"
 
 
 def test_product_codes_are_compared_again_by_their_vectors(tmp_path, rng, monkeypatch):
