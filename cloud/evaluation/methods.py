@@ -83,7 +83,8 @@ def coda(device: Device, name: str = "coda", *, classifier: bool = True, judge: 
     if not device.enough:
         return device.model.base
     settings = msgspec.structs.replace(device.settings, **off)
-    candidates = device.matched(None if settings.matching == device.settings.matching else settings)
+    same = (settings.matching, settings.tastes) == (device.settings.matching, device.settings.tastes)
+    candidates = device.matched(None if same else settings)
     if classifier:
         found = device.filtered(candidates, "match" + name.removeprefix("coda"), settings)
         chosen = dataclasses.replace(candidates.take(found.kept), labels=found.labels)
@@ -114,13 +115,17 @@ PLAIN: dict[str, Any] = {
     "interpolation": 1.0,
     "freeze_histories": False,
     "label_correction": False,
+    "row_steps": 0,
 }
+JOINT: dict[str, Any] = {"row_steps": 0, "epochs": 8, "rate": 0.1}
+"""Kept samples in the same passes as local ones."""
 NEAREST: dict[str, Any] = {
     "matching": "nearest",
     "candidates": 400,
     "threshold": 0.5,
     "keep": 100,
     "outside_weight": 0.3,
+    **JOINT,
 }
 """Single samples of single strangers: few of them, and only those inside the boundary."""
 
@@ -138,6 +143,12 @@ METHODS: dict[str, Method] = {
     "coda-nearest": Method(partial(coda, name="coda-nearest", **NEAREST), "CoDA that matches single samples"),
     "coda-no-classifier": Method(
         partial(coda, name="coda-no-classifier", classifier=False), "CoDA that keeps candidates as they come"
+    ),
+    "coda-no-tastes": Method(
+        partial(coda, name="coda-no-tastes", tastes=False), "CoDA without what own labels say of other items"
+    ),
+    "coda-no-row-steps": Method(
+        partial(coda, name="coda-no-row-steps", **JOINT), "CoDA that passes over local and kept samples at once"
     ),
     "coda-no-weights": Method(
         partial(coda, name="coda-no-weights", density_weights=False), "CoDA whose kept samples weigh 1"
