@@ -13,7 +13,7 @@ from device_runtime.messages import Verdict
 from device_runtime.metrics import auc, log_loss, losses
 from device_runtime.model import VOCABULARY, Model, Weights
 from device_runtime.reach import apart, reach, sliced
-from device_runtime.samples import Float32, Float64, Int64, SampleBatch
+from device_runtime.samples import Float32, Float64, Int64, Ragged, SampleBatch
 from device_runtime.tables import LocalTable, features
 from device_runtime.trainer import initial_state, train
 from device_runtime.wire import Rows
@@ -72,7 +72,8 @@ def tune(
             trained = _passes(model, weights, table, values, [(local, 1.0)], local, settings, rng)
         share = np.clip(2 * kept_weights.astype(np.float64), 0, 1)
         change = share * (_logit(given.labels) - model.logits(given, table, weights))
-        own = table.local(local.ids(VOCABULARY))
+        past = [c.values for c in given.columns.values() if isinstance(c, Ragged)]
+        own = table.local(np.concatenate([local.ids(VOCABULARY), *past]))
         trained = reach(
             model,
             trained,

@@ -71,7 +71,8 @@ def local_and_matched(device: Device) -> Weights:
 
 def matched_only(device: Device) -> Weights:
     others = device.matched()
-    return device.tuned("matched", others) if len(others) else device.model.base
+    none, weights = device.parts.local.take(slice(0, 0)), np.ones(len(others), np.float32)
+    return device.tuned("matched", none, others, weights) if len(others) else device.model.base
 
 
 def coda(device: Device, name: str = "coda", *, classifier: bool = True, judge: bool = True, **off: Any) -> Weights:
