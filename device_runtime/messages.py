@@ -23,6 +23,18 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
     engines: dict[str, str] = {}
 
 
+class Profile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What an app tells of itself and its user's choices, by which releases may be aimed: `HOME/profile.json` on the
+    device. engine is filled in by the round. cohorts: that the user joined, such as "beta"; the operator may know of
+    others."""
+
+    app_version: str = ""
+    os: str = ""
+    engine: str = ""
+    locale: str = ""
+    cohorts: tuple[str, ...] = ()
+
+
 class Enrolment(msgspec.Struct, frozen=True, kw_only=True):
     """A device introduces itself. The request is signed with the key that it announces.
 
@@ -106,7 +118,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 class RoundReport(msgspec.Struct, frozen=True, kw_only=True):
     """What a device tells the cloud of a round: counts, verdict and cost; no sample, id or score.
 
-    round: chosen by the device, so that a report that is sent twice counts once.
+    round: chosen by the device, so that a report that is sent twice counts once. age_s: seconds from the round's start
+    to this sending, by the device's clock: reports wait while a device is offline.
     """
 
     round: str
@@ -119,6 +132,7 @@ class RoundReport(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Verdict | None
     phases: list[PhaseOverhead]
     error: str = ""
+    age_s: float = 0.0
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
