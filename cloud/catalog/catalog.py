@@ -153,8 +153,8 @@ class Catalog:
 
     # -- reports ------------------------------------------------------------------------------------------------
 
-    def report(self, device: str, report: RoundReport, now: float, voices: Sequence[Voice] = ()) -> RoundRow | None:
-        """Store a round's report, and what it says of rollouts. None if the device has reported this round before; the
+    def report(self, device: str, report: RoundReport, now: float, voice: Voice | None = None) -> RoundRow | None:
+        """Store a round's report, and what it says of a rollout. None if the device has reported this round before; the
         first one stays, and counts."""
         row = {"device": device, "round": report.round, "bundle": report.bundle, "report": to_json(report)}
         known = self.device(device)
@@ -163,7 +163,7 @@ class Catalog:
         try:
             with self._begin() as db:
                 db.execute(insert(REPORTS).values(**row, received=now, **columns))
-                for voice in voices:
+                if voice is not None:
                     hear(db, voice)
         except IntegrityError:
             return None

@@ -8,12 +8,13 @@ from cloud.rollout.course import Course, Judgement, Policy, planned
 from cloud.rollout.evidence import Arm, Evidence, Reports, summed
 from cloud.rollout.gates import Finding, Gate, judge
 from cloud.rollout.ladder import LADDER, Rollout, Rung
-from cloud.rollout.policy import Facts, Rule, decide
+from cloud.rollout.policy import Decision, Facts, Rule, decide
 
 __all__ = [
     "LADDER",
     "Arm",
     "Course",
+    "Decision",
     "Evidence",
     "Facts",
     "Finding",

@@ -164,8 +164,8 @@ def voice(device, number, arm="treatment", late=False, **more):
 
 def test_a_device_has_one_voice_however_much_it_sends(stocked):
     for number in range(1, 8):
-        stocked.report("loud", report(f"r{number}"), float(number), [voice("loud", number, failed=number > 1)])
-    stocked.report("quiet", report("r9"), 9.0, [voice("quiet", 9, arm="control", quality=0.25)])
+        stocked.report("loud", report(f"r{number}"), float(number), voice("loud", number, failed=number > 1))
+    stocked.report("quiet", report("r9"), 9.0, voice("quiet", 9, arm="control", quality=0.25))
     treatment, control = stocked.rollouts.evidence("next")
     assert treatment.failed.tolist() == [False] and treatment.costs["cpu_s"].tolist() == [1.0]
     assert np.isnan(treatment.quality).all() and control.quality.tolist() == [0.25]
@@ -175,18 +175,18 @@ def test_a_device_has_one_voice_however_much_it_sends(stocked):
 
 
 def test_a_round_that_is_reported_twice_is_heard_once(stocked):
-    assert stocked.report("d", report("r1"), 1.0, [voice("d", 1)])
-    assert stocked.report("d", report("r1"), 2.0, [voice("d", 1, failed=True)]) is None
+    assert stocked.report("d", report("r1"), 1.0, voice("d", 1))
+    assert stocked.report("d", report("r1"), 2.0, voice("d", 1, failed=True)) is None
     heard = stocked.rollouts.heard("next")["treatment"]
     assert (heard.devices, heard.further, heard.late) == (1, 0, 0)
 
 
 def test_late_reports_are_marked_and_keep_nobody_from_speaking_in_time(stocked):
-    stocked.report("d", report("r1"), 1.0, [voice("d", 1, late=True, failed=True)])
+    stocked.report("d", report("r1"), 1.0, voice("d", 1, late=True, failed=True))
     assert len(stocked.rollouts.evidence("next")[0]) == 0
     assert stocked.rollouts.heard("next")["treatment"].late_only == 1
-    stocked.report("d", report("r2"), 2.0, [voice("d", 2)])
-    stocked.report("d", report("r3"), 3.0, [voice("d", 3, late=True, failed=True)])
+    stocked.report("d", report("r2"), 2.0, voice("d", 2))
+    stocked.report("d", report("r3"), 3.0, voice("d", 3, late=True, failed=True))
     assert stocked.rollouts.evidence("next")[0].failed.tolist() == [False]
     heard = stocked.rollouts.heard("next")["treatment"]
     assert (heard.devices, heard.late_only, heard.late) == (1, 0, 2)
@@ -196,7 +196,7 @@ def test_reports_that_come_at_once_are_one_voice(stocked, open_catalog):
     others = [open_catalog() for _ in range(4)]
     with ThreadPoolExecutor(4) as threads:
         for job in [
-            threads.submit(others[n % 4].report, "d", report(f"r{n}"), float(n), [voice("d", n)]) for n in range(20)
+            threads.submit(others[n % 4].report, "d", report(f"r{n}"), float(n), voice("d", n)) for n in range(20)
         ]:
             job.result()
     heard = stocked.rollouts.heard("next")["treatment"]
