@@ -7,23 +7,27 @@ HOME/blobs/                   bundle files by content hash
 HOME/weights/VERSION.safetensors
 HOME/rounds/ID/               working files of the round under way (working.py)
 HOME/ca.pem                   certificates to trust instead of the system's, if the server's authority is private
+HOME/profile.json             what the app tells of itself, by which releases are aimed: `messages.Profile`
 HOME/policy.json, conditions.json, foreground, triggers.json     see schedule.py and triggers.py
 HOME/cache/                   the ExecuTorch shim, where the machine has no other
 """
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from device_runtime.bundle import BlobStore, Manifest, move_durably, open_manifest, read_tensors
 from device_runtime.engines import Engine, installed
 from device_runtime.errors import InputError, StoreError, WireError
 from device_runtime.identity import Signer, check_public_key, device_id, rotation_text
 from device_runtime.locking import locked
-from device_runtime.messages import BundleRef, Enrolled, Enrolment, Rotation, from_json, to_json
+from device_runtime.messages import MAX_PROFILE, BundleRef, Enrolled, Enrolment, Profile, Rotation, from_json, to_json
 from device_runtime.model import Model, Weights
 from device_runtime.platform_info import capability
 from device_runtime.store import Store
@@ -88,6 +92,27 @@ class DeviceHome:
         return Transport(
             self.server, counter, signer=signer, device=self._id_of(signer), ca_file=self._ca_file, pulse=pulse
         )
+
+    @property
+    def device(self) -> str:
+        """The id that the server knows this device by. Raises: InputError: it is not enrolled."""
+        return self._enrolled("device")
+
+    def profile(self, engine: str) -> Profile:
+        """What `HOME/profile.json` tells of the app, completed by what is known here.
+
+        Raises:
+            InputError: the file is no profile, or says too much.
+        """
+        path = self.path / "profile.json"
+        try:
+            told = msgspec.json.decode(path.read_bytes(), type=Profile) if path.exists() else Profile()
+        except (OSError, msgspec.DecodeError) as error:
+            raise InputError(f"{path}: {error}; correct it, or remove it") from None
+        made = msgspec.structs.replace(told, os=told.os or platform.system().lower(), engine=engine)
+        if not (text := to_json(made)).isascii() or len(text) > MAX_PROFILE:
+            raise InputError(f"{path}: a profile is plain ASCII, and at most {MAX_PROFILE} bytes with what is added")
+        return made
 
     def _id_of(self, signer: Signer, server: str | None = None) -> str:
         """The id that a server knows a key by: that of the device's first key there, or else the key's own."""

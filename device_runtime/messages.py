@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TypeVar
 
 import msgspec
@@ -9,6 +10,8 @@ import msgspec
 from device_runtime.errors import WireError
 
 _Message = TypeVar("_Message")
+MAX_PROFILE = 1024
+"""Bytes of a profile's JSON, which is ASCII: it travels in a header."""
 
 
 class Capability(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,6 +144,11 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     title: str
     status: int
     detail: str = ""
+
+
+def profile_digest(profile: Profile) -> str:
+    """8 hex digits, by which both sides see whether the server knows a profile."""
+    return hashlib.sha256(to_json(profile)).hexdigest()[:8]
 
 
 def to_json(message: object) -> bytes:
