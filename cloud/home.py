@@ -30,12 +30,14 @@ from cloud.catalog import Catalog
 from cloud.datasets import Dataset
 from cloud.encoding import Encoder
 from cloud.pool import Part, Pool, Tokens
+from cloud.releases import check_listed
 from cloud.settings import load_settings
 from device_runtime.bundle import FileRef, Manifest, open_manifest, parse_manifest, unpack_file
 from device_runtime.errors import InputError, StoreError, TrustError
 from device_runtime.identity import Signer, check_public_key
 from device_runtime.messages import BundleRef
 from device_runtime.stream import samples
+from device_runtime.trust import TrustedSet, check_listing, role_of
 
 SEGMENT = 250_000
 """Samples in a segment of the pool, at most."""
@@ -153,9 +155,42 @@ def publish(home: ServerHome, bundle: Path, staged: bool = False) -> Manifest:
     for sha256, data in blobs.items():
         if not _holds(home.blobs.path(sha256), data):
             home.blobs.write(sha256, data)
+    if not staged:
+        check_listed(home.catalog, ref)
     home.catalog.release(manifest.name, ref, time.time(), staged)
     home.catalog.rollouts.retire(ended)
     return manifest
+
+
+def add_document(home: ServerHome, data: bytes, now: float) -> tuple[str, int]:
+    """Take in a root or a list of bundles of the publisher's, if devices would. Returns its role and version.
+
+    Raises:
+        InputError: it names another online key than this server's. TrustError: devices would refuse it.
+    """
+    log, role = home.catalog.rollouts, role_of(data)
+    newest = log.newest_documents()
+    if role == "root":
+        root = newest.get("root")
+        trusted = TrustedSet(root[1] if root else data)
+        if root:
+            trusted.update_root(data)
+        trusted.check_self_signed()
+        trusted.check_root(now)
+        if home.answer_signer.public not in trusted.root.public("online").values():
+            raise InputError(
+                "the root does not name this server's key for `online`: that is what `coda release keys` prints"
+            )
+        version = trusted.root.version
+    else:
+        if "root" not in newest:
+            raise InputError("a list of bundles is signed by keys that a root names; take in the root first")
+        found = check_listing(TrustedSet(newest["root"][1]).root, data, now)
+        if "bundles" in newest and found.version <= newest["bundles"][0]:
+            raise InputError(f"list {found.version} is not newer than {newest['bundles'][0]}, which devices have seen")
+        version = found.version
+    log.add_document(role, version, data, now)
+    return role, version
 
 
 def _make_way(home: ServerHome) -> list[str]:

@@ -36,7 +36,8 @@ from cloud.rollout import (
 from cloud.rollout.course import arm_of, bounds_of, climbed, costs_of, is_late, quality_of
 from cloud.rollout.ladder import Action
 from device_runtime.errors import InputError
-from device_runtime.messages import RoundReport
+from device_runtime.messages import BundleRef, RoundReport
+from device_runtime.trust import Listing, parse
 
 log = logging.getLogger("coda.releases")
 GATE = "gate"
@@ -62,6 +63,19 @@ def conditions(rule: Rule) -> dict[str, Any]:
     return {name: sorted(value) if isinstance(value, frozenset) else value for name, value in held.items()}
 
 
+def check_listed(catalog: Catalog, ref: BundleRef) -> None:
+    """Raises: InputError: the publisher has a list of bundles, and this one is not on it."""
+    found = catalog.rollouts.newest_documents().get("bundles")
+    if found is None:
+        return
+    listing = parse(found[1], "bundles")
+    if not isinstance(listing, Listing) or listing.bundles.get(ref.version) != ref.manifest:
+        raise InputError(
+            f"bundle {ref.version} is not on the publisher's list of bundles, version {found[0]}: devices would refuse "
+            "it. Have a newer list signed, and add it by `coda release trust`"
+        )
+
+
 class Releases:
     """Safe to use from several threads. Several processes over one catalog see each other's changes within a second.
 
@@ -72,6 +86,7 @@ class Releases:
         self._catalog, self._log, self._clock, self._base = catalog, catalog.rollouts, clock, base
         self._lock = threading.Lock()
         self._known: tuple[float, Policy] | None = None
+        self._documents: dict[str, tuple[int, bytes]] = {}
 
     # -- devices ------------------------------------------------------------------------------------------------
 
@@ -83,8 +98,13 @@ class Releases:
                 found = self._log.policy()
                 if not found.base:
                     found = msgspec.structs.replace(found, base=self._base)
+                self._documents = self._log.newest_documents()
                 self._known = now, found
             return self._known[1]
+
+    def newest(self, role: str) -> tuple[int, bytes] | None:
+        """(version, bytes) of the publisher's newest document of a role, as of the last look at the policy."""
+        return self._documents.get(role)
 
     @property
     def base(self) -> int:
@@ -164,8 +184,7 @@ class Releases:
         """
         if not name or len(name) > 100 or not name.isprintable() or "/" in name or name != name.strip():
             raise InputError("a release's name has 1 to 100 printable characters, no slash, and no space at its ends")
-        if self._catalog.bundle(bundle) is None:
-            raise InputError(f"bundle {bundle} was not taken in here; `coda release add` does that")
+        self._check_listed(bundle)
         now = self._clock()
         for device in named:
             self._device(device)
@@ -217,8 +236,8 @@ class Releases:
             InputError: no such device or bundle, or no reason.
         """
         self._device(device)
-        if bundle and self._catalog.bundle(bundle) is None:
-            raise InputError(f"bundle {bundle} was not taken in here")
+        if bundle:
+            self._check_listed(bundle)
         if not bundle and device not in self._now_policy().pins:
             raise InputError(f"device {device} has no pin")
         action = f"pin to {bundle}" if bundle else "unpin"
@@ -322,6 +341,13 @@ class Releases:
         if found is None:
             raise InputError(f"no device {name[:64]!r} is enrolled here; `coda devices list` shows them")
         return found
+
+    def _check_listed(self, bundle: int) -> None:
+        """Raises: InputError: the bundle is not here, or devices that follow the publisher's list would refuse it."""
+        ref = self._catalog.bundle(bundle)
+        if ref is None:
+            raise InputError(f"bundle {bundle} was not taken in here; `coda release add` does that")
+        check_listed(self._catalog, ref)
 
     def _based(self, policy: Policy) -> Policy:
         return policy if policy.base else msgspec.structs.replace(policy, base=self._base)

@@ -80,6 +80,25 @@ class BundleRef(msgspec.Struct, frozen=True, kw_only=True):
     signature: str
 
 
+class Announcement(BundleRef, frozen=True, kw_only=True, omit_defaults=True):
+    """Which bundle a device should have. The server signs the answer that this is, with the request's nonce.
+
+    device: whom it is for. expires: until when the device may go on without asking anew, seconds since 1970. root:
+    version of the newest root; listing_version, listing: version and sha256 of the newest list of bundles; 0 and ""
+    where the publisher has none (`trust`).
+    """
+
+    device: str = ""
+    expires: int = 0
+    root: int = 0
+    listing_version: int = 0
+    listing: str = ""
+
+    @property
+    def ref(self) -> BundleRef:
+        return BundleRef(**{name: getattr(self, name) for name in BundleRef.__struct_fields__})
+
+
 class PhaseOverhead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one phase of a round cost. The fields of the design's overhead record, per phase.
 
@@ -146,9 +165,10 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     detail: str = ""
 
 
-def profile_digest(profile: Profile) -> str:
-    """8 hex digits, by which both sides see whether the server knows a profile."""
-    return hashlib.sha256(to_json(profile)).hexdigest()[:8]
+def profile_digest(profile: Profile, root: int = 0, listing: int = 0) -> str:
+    """8 hex digits, by which both sides see whether the server knows a device's profile, and the device the publisher's
+    documents: their versions, 0 for a device that was given a key instead."""
+    return hashlib.sha256(to_json((profile, root, listing))).hexdigest()[:8]
 
 
 def to_json(message: object) -> bytes:

@@ -216,7 +216,7 @@ class Round:
     def _pull(self) -> str:
         self.__dict__.pop("model", None)
         self.__dict__.pop("local", None)
-        self.model, ref = pull(self.home, self.transport, self.engine, self.meter)
+        self.model, ref = pull(self.home, self.transport, self.engine, self.meter, self._now)
         self.progress.bundle, self.progress.manifest = ref.version, ref.manifest
         return "pulled"
 

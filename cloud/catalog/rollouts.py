@@ -194,6 +194,22 @@ class RolloutLog:
         with self._begin() as db:
             return {int(version): data for version, data in db.execute(rows)}
 
+    def newest_documents(self) -> dict[str, tuple[int, bytes]]:
+        """Role -> (version, bytes) of the newest."""
+        newest = (
+            select(METADATA.c.role, func.max(METADATA.c.version).label("version")).group_by(METADATA.c.role).subquery()
+        )
+        joined = METADATA.join(newest, (METADATA.c.role == newest.c.role) & (METADATA.c.version == newest.c.version))
+        with self._begin() as db:
+            rows = db.execute(select(METADATA.c.role, METADATA.c.version, METADATA.c.data).select_from(joined)).all()
+        return {role: (int(version), data) for role, version, data in rows}
+
+    def document(self, role: str, version: int) -> bytes | None:
+        which = (METADATA.c.role == role) & (METADATA.c.version == version)
+        with self._begin() as db:
+            found: bytes | None = db.execute(select(METADATA.c.data).where(which)).scalar()
+        return found
+
     def add_document(self, role: str, version: int, data: bytes, now: float) -> None:
         with self._begin() as db:
             db.execute(insert(METADATA).values(role=role, version=version, data=data, added=now))

@@ -80,6 +80,8 @@ class Command:
         sub.add_argument("cohort", metavar="COHORT")
         sub.add_argument("devices", nargs="+", metavar="DEVICE")
         sub.add_argument("--leave", action="store_true", help="take them out")
+        sub = verb("trust", "take in the publisher's signed documents: roots and lists, as `coda trust` makes them")
+        sub.add_argument("documents", nargs="+", type=Path, metavar="FILE")
         sub = verb("operator", "add an operator of the HTTP API and the console; prints the token, once")
         sub.add_argument("name", metavar="NAME")
         sub.add_argument("--role", choices=("viewer", "releaser"), default="viewer")

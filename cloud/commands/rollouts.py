@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from cloud.home import ServerHome, publish
+from cloud.home import ServerHome, add_document, publish
 from cloud.releases import Releases
 from cloud.rollout import LADDER, Course, Gate, Rule, Rung
 from cloud.rollout.ladder import Action
@@ -147,6 +147,16 @@ def cohort(args: argparse.Namespace, home: ServerHome) -> None:
     print(f"{args.cohort}: {home.catalog.rollouts.cohorts().get(args.cohort, 0)} devices")
 
 
+def trust(args: argparse.Namespace, home: ServerHome) -> None:
+    for path in args.documents:
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}") from None
+        role, version = add_document(home, data, time.time())
+        print(f"{args.home} now tells devices of {role} {version}")
+
+
 def operator(args: argparse.Namespace, home: ServerHome) -> None:
     if args.remove:
         if not home.catalog.operators.remove(args.name):
@@ -169,6 +179,7 @@ VERBS: dict[str, Callable[[argparse.Namespace, ServerHome], None]] = {
     "audit": audit,
     "cohort": cohort,
     "operator": operator,
+    "trust": trust,
     **dict.fromkeys(_ACTIONS, act),
 }
 

@@ -19,12 +19,13 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from cloud.catalog import Device
-from cloud.http.auth import BUNDLE, Asker
+from cloud.http.auth import Asker
 from cloud.http.openapi import JSON
+from cloud.http.problems import Refusal
 from cloud.http.services import Services
-from device_runtime.errors import InputError
+from device_runtime.errors import InputError, StoreError
 from device_runtime.identity import answer_text
-from device_runtime.messages import MAX_PROFILE, Profile, profile_digest, to_json
+from device_runtime.messages import MAX_PROFILE, Announcement, BundleRef, Profile, profile_digest, to_json
 
 ROTATE = "CoDA-Rotate-Key"
 """A header of announcements: the operator wants this device to make a new key."""
@@ -42,7 +43,17 @@ CHECKED: dict[str, Any] = {
     ]
 }
 """What stands in such a path, for the API page."""
-__all__ = ["BUNDLE", "CHECK", "CHECKED", "PROFILE", "ROTATE", "SIGNATURE", "STALE", "bundle", "check", "news"]
+DOCUMENT = "/v1/metadata/{role}/{version}"
+DOCUMENTED: dict[str, Any] = {
+    "parameters": [
+        {"name": name, "in": "path", "required": True, "schema": schema}
+        for name, schema in (
+            ("role", {"type": "string", "enum": ["root", "bundles"]}),
+            ("version", {"type": "integer", "minimum": 1, "maximum": 999_999_999}),
+        )
+    ]
+}
+"""Likewise."""
 
 
 def bundle(services: Services, asker: Asker, request: Request) -> Response:
@@ -54,13 +65,45 @@ def bundle(services: Services, asker: Asker, request: Request) -> Response:
     known = _with_profile(services, asker.known, request.headers.get(PROFILE, ""))
     version = services.releases.decide(known, asker.bundle).bundle
     ref = services.ref if version == services.ref.version else services.catalog.bundle(version)
-    announcement = to_json(ref)
-    etag = f'"{hashlib.sha256(announcement).hexdigest()[:16]}"'
+    if ref is None:
+        raise StoreError(f"bundle {version} is not in the catalog")
+    announcement = to_json(_announcement(services, ref, known.id))
+    etag = f'"{hashlib.sha256(to_json(ref)).hexdigest()[:16]}"'
     headers = {"ETag": etag} | ({ROTATE: "due"} if known.rotation_due else {})
     if request.headers.get("if-none-match") == etag:
         return Response(status_code=304, headers=headers)
     headers |= {SIGNATURE: services.answer_signer.sign(answer_text(asker.nonce, announcement))}
     return Response(announcement, media_type=JSON, headers=headers | {"Cache-Control": "no-store"})
+
+
+def _announcement(services: Services, ref: BundleRef, device: str) -> Announcement:
+    """With the newest documents, where the publisher has any."""
+    plain = {name: getattr(ref, name) for name in BundleRef.__struct_fields__}
+    root, listing = services.releases.newest("root"), services.releases.newest("bundles")
+    if root is None or listing is None:
+        return Announcement(**plain)
+    return Announcement(
+        **plain,
+        device=device,
+        expires=int(services.clock() + services.limits.statement_s),
+        root=root[0],
+        listing_version=listing[0],
+        listing=hashlib.sha256(listing[1]).hexdigest(),
+    )
+
+
+def document(services: Services, role: str, version: str) -> Response:
+    """A document of the publisher's: immutable, and anybody's.
+
+    Raises:
+        Refusal: 404.
+    """
+    found = None
+    if re.fullmatch("[1-9][0-9]{0,8}", version):
+        found = services.catalog.rollouts.document(role[:16], int(version))
+    if found is None:
+        raise Refusal(404, "No such document", "there are root and bundles, by their versions")
+    return Response(found, media_type=JSON, headers={"Cache-Control": "public, max-age=31536000, immutable"})
 
 
 def check(services: Services, asked: Mapping[str, str]) -> Response:
@@ -77,7 +120,9 @@ def check(services: Services, asked: Mapping[str, str]) -> Response:
         stale = ["bundle"]
     else:
         stale = ["bundle"] if services.releases.decide(known, runs).bundle != runs else []
-        stale += ["profile"] if profile_digest(known.profile) != profile else []
+        newest = [found[0] if (found := services.releases.newest(role)) else 0 for role in ("root", "bundles")]
+        digests = {profile_digest(known.profile), profile_digest(known.profile, *newest)}
+        stale += ["profile"] if profile not in digests else []
         stale += ["key"] if known.rotation_due or known.revoked else []
     if not stale:
         return Response(status_code=204)

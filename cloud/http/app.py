@@ -97,6 +97,13 @@ def create_app(services: Services) -> FastAPI:
         await body_of(request, 0)
         return await to_thread.run_sync(announce.check, services, request.path_params)
 
+    @app.get(announce.DOCUMENT, openapi_extra=announce.DOCUMENTED, responses=gives(JSON, "", 404, 429, 503))
+    async def document(request: Request) -> Response:
+        """A signed document of the publisher: a root, or the list of bundles."""
+        await body_of(request, 0)
+        asked = request.path_params
+        return await to_thread.run_sync(announce.document, services, asked["role"], asked["version"])
+
     in_path: dict[str, Any] = {"name": "sha256", "in": "path", "required": True}
     named = {"parameters": [in_path | {"schema": {"type": "string", "pattern": "^[0-9a-f]{64}$"}}]}
 
