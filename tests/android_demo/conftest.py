@@ -1,0 +1,142 @@
+"""The Java core, compiled once a test run, and a live conversation with it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from tests.conftest import REPOSITORY
+
+DEMO = REPOSITORY / "android_demo"
+SOURCES = Path(__file__).parent / "java"
+JARS = [Path("/usr/share/java") / name for name in ("junit4.jar", "hamcrest.jar", "xerial-sqlite-jdbc.jar")]
+
+
+class JavaError(Exception):
+    """What the Java side raised: "WireError: …"."""
+
+
+class Java:
+    """A JVM that answers calls of the core; see Conformance.java."""
+
+    def __init__(self, classpath: str) -> None:
+        command = ["java", "-Xshare:auto", "-cp", classpath, "org.coda.core.Conformance"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.compressed = 0
+
+    def __call__(self, name: str, *given: bytes) -> bytes:
+        self._send(struct.pack(">i", 1 + len(given)), *(part for g in (name.encode(), *given) for part in _sized(g)))
+        while True:
+            kind = self._take(1)[0]
+            if kind == 2:
+                [level] = struct.unpack(">i", self._take(4))
+                dictionary, plain = self._sized(), self._sized()
+                self._send(*_sized(compressed(plain, level, dictionary)))
+                self.compressed += 1
+                continue
+            found = self._sized()
+            if kind:
+                raise JavaError(found.decode())
+            return found
+
+    def close(self) -> None:
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.close()
+        self._process.stdout.close()
+        assert self._process.wait(20) == 0
+
+    def _send(self, *parts: bytes) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(b"".join(parts))
+        self._process.stdin.flush()
+
+    def _take(self, size: int) -> bytes:
+        assert self._process.stdout
+        found = self._process.stdout.read(size)
+        assert len(found) == size, "the JVM ended"
+        return found
+
+    def _sized(self) -> bytes:
+        return self._take(struct.unpack(">i", self._take(4))[0])
+
+
+def _sized(data: bytes) -> tuple[bytes, bytes]:
+    return struct.pack(">i", len(data)), data
+
+
+def compressed(plain: bytes, level: int, dictionary: bytes = b"") -> bytes:
+    """As Python's side compresses."""
+    shared = None
+    if dictionary:
+        shared = zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    return zstandard.ZstdCompressor(level=level, dict_data=shared, write_content_size=True).compress(plain)
+
+
+def needed(*programs: str, files: list[Path] | None = None) -> None:
+    """Skip, and say loudly what is lacking: CI installs it, so there nothing is skipped."""
+    lacking = [name for name in programs if shutil.which(name) is None]
+    lacking += [str(path) for path in files or () if not path.exists()]
+    if not lacking:
+        return
+    told = f"NOT TESTED: the Android core needs {', '.join(lacking)}; `make android-tools` installs them"
+    if os.environ.get("CI"):
+        pytest.fail(told)
+    pytest.skip(told)
+
+
+def javac(out: Path, sources: list[Path], classpath: str) -> None:
+    """Java 8, every warning an error."""
+    command = [
+        "javac",
+        "-Xlint:all,-options,-processing",
+        "-Werror",
+        "-source",
+        "8",
+        "-target",
+        "8",
+        "-encoding",
+        "utf8",
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    words = [*command, "-cp", classpath, "-d", str(out), *map(str, sources)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="session")
+def classpath(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The compiled core, what the tests add to it, and the libraries that the tests need."""
+    needed("java", "javac", files=JARS)
+    folder = tmp_path_factory.mktemp("classes")
+    jars = ":".join(map(str, JARS))
+    javac(folder / "core", sorted((DEMO / "core/src").rglob("*.java")), "")
+    javac(folder / "tests", sorted(SOURCES.rglob("*.java")), f"{folder / 'core'}:{jars}")
+    return f"{folder / 'core'}:{folder / 'tests'}:{jars}"
+
+
+@pytest.fixture(scope="session")
+def java(classpath: str) -> Iterator[Java]:
+    made = Java(classpath)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def junit(classpath: str) -> Callable[..., str]:
+    """Runs test classes on a JVM of their own; returns what JUnit printed."""
+
+    def run(*classes: str, **properties: object) -> str:
+        given = [f"-D{name}={value}" for name, value in properties.items()]
+        command = ["java", *given, "-cp", classpath, "org.junit.runner.JUnitCore", *classes]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
