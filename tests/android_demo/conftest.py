@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import struct
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, Published
 
 DEMO = REPOSITORY / "android_demo"
 SOURCES = Path(__file__).parent / "java"
@@ -140,3 +144,38 @@ def junit(classpath: str) -> Callable[..., str]:
         return done.stdout
 
     return run
+
+
+@dataclass(frozen=True)
+class HostDevice:
+    """A device on a JVM; see HostDevice.java. home: its folder, laid out as Python's."""
+
+    classpath: str
+    home: Path
+    published: Published
+
+    def run(self, status: int = 0, **properties: object) -> list[dict[str, Any]]:
+        """The JSON lines that it printed: a report for each round, then what it ranks highest."""
+        done = self.start(**properties)
+        assert done.returncode == status, done.stdout + done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+    def told(self, status: int = 3, **properties: object) -> str:
+        """What it said of an error."""
+        done = self.start(**properties)
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout.splitlines()[-1]
+
+    def start(self, **properties: object) -> subprocess.CompletedProcess[str]:
+        helper = Path(__file__).parent / "engine_helper.py"
+        engine = f"{sys.executable} {helper} {self.published.bundle} {self.published.trust}"
+        given = {"home": self.home, "trust": self.published.trust, "engine": engine} | properties
+        words = [f"-D{name}={value}" for name, value in given.items()]
+        command = ["java", *words, "-cp", self.classpath, "org.coda.core.HostDevice"]
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
+
+
+@pytest.fixture
+def device(classpath: str, published: Published, tmp_path: Path) -> HostDevice:
+    return HostDevice(classpath, tmp_path / "java", published)

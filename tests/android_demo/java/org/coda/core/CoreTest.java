@@ -18,6 +18,9 @@ import org.junit.Test;
 import org.junit.rules.TemporaryFolder;
 
 import java.io.File;
+import java.io.IOException;
+import java.io.RandomAccessFile;
+import java.nio.channels.FileLock;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
@@ -192,6 +195,33 @@ public class CoreTest {
         Progress.Inputs other = new Progress.Inputs(2, true, "executorch 1", 0, 0, 0);
         assertEquals("it was started with other options",
                 was.obstacle("started", other, 5, "", new ArrayList<String>()));
+    }
+
+    @Test
+    public void oneRoundAtATime() throws IOException {
+        Round.Watcher watcher = new Round.Watcher() {
+            @Override
+            public void phase(String name) {
+                throw new AssertionError("a second round has begun");
+            }
+
+            @Override
+            public void pulse() {
+                throw new AssertionError("a second round runs graphs");
+            }
+        };
+        try (Store store = store("a.db");
+                DeviceHome home = new DeviceHome(folder.getRoot(), store);
+                Transport transport = new Transport("http://h", new ByteCounter(9), new Signer(new byte[32]), "d");
+                PipeEngine engine = new PipeEngine("cat");
+                RandomAccessFile file = new RandomAccessFile(new File(folder.getRoot(), "lock"), "rw");
+                FileLock lock = file.getChannel().tryLock()) {
+            assertTrue(lock.isValid());
+            new Round(home, transport, engine, new JvmMeter(), watcher, Compressor.NONE, 0, true).run();
+            fail();
+        } catch (StoreError error) {
+            assertEquals("a round is running already; wait for it, or stop it", error.getMessage());
+        }
     }
 
     @Test

@@ -1,0 +1,97 @@
+package org.coda.core;
+
+import org.coda.core.CodaError.Yielded;
+
+import java.io.File;
+import java.io.IOException;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+
+/**
+ * A device on a JVM: enrols if it has not, imports a history if one is given, runs rounds, and prints a line of JSON for
+ * each. Properties: home, server, trust, history, seed, rounds, engine (a command), kill (the graph run after which the
+ * process dies), yield (the one before which the round is put aside), keep (a folder for the working files of a round).
+ */
+public final class HostDevice {
+    private HostDevice() {}
+
+    public static void main(String[] args) throws IOException {
+        File path = new File(System.getProperty("home"));
+        Files.makeFolder(path);
+        try (PipeEngine engine = new PipeEngine(System.getProperty("engine").split(" "));
+                DeviceHome home = new DeviceHome(path, new Store(new JdbcDatabase(new File(path, "coda.db"))))) {
+            try {
+                run(home, engine);
+            } catch (CodaError error) {
+                System.out.println(error.name() + ": " + error.getMessage());
+                System.exit(3);
+            }
+        }
+    }
+
+    private static void run(final DeviceHome home, final PipeEngine engine) throws IOException {
+        String server = System.getProperty("server");
+        if (server != null) {
+            Map<String, Object> capability = new LinkedHashMap<>();
+            capability.put("runtime", "test");
+            home.enrol(server, System.getProperty("trust"), capability, new ByteCounter(Long.MAX_VALUE));
+        }
+        String history = System.getProperty("history");
+        if (history != null) {
+            home.store.addEvents(new History(Bytes.text(Files.read(new File(history)))).events);
+        }
+        for (int round = 0; round < Integer.getInteger("rounds", 1); round++) {
+            System.out.println(Bytes.text(Json.bytes(once(home, engine))));
+        }
+        try (Model model = home.model(engine)) {
+            Map<String, Object> ranked = new LinkedHashMap<>();
+            for (Ranker.Ranked each : Ranker.rank(home, model, 10)) {
+                ranked.put(each.item, each.score);
+            }
+            System.out.println(Bytes.text(Json.bytes(ranked)));
+        }
+    }
+
+    private static Map<String, Object> once(final DeviceHome home, PipeEngine engine) throws IOException {
+        Round.Watcher watcher = new Round.Watcher() {
+            private int runs;
+
+            @Override
+            public void phase(String name) {
+                String keep = System.getProperty("keep");
+                for (File round : Files.list(home.rounds)) {
+                    for (File file : keep == null ? new File[0] : Files.list(round)) {
+                        Files.writeAtomically(new File(keep, file.getName()), Files.read(file), false);
+                    }
+                }
+            }
+
+            @Override
+            public void pulse() {
+                runs++;
+                if (runs == Integer.getInteger("kill", -1)) {
+                    Runtime.getRuntime().halt(9);
+                }
+                if (runs == Integer.getInteger("yield", -1)) {
+                    throw new Yielded("asked to stop");
+                }
+            }
+        };
+        double[] cpu = new JvmMeter().cpuSeconds();
+        engine.waitedS = 0;
+        ByteCounter counter = new ByteCounter(Long.MAX_VALUE);
+        try (Transport transport = home.transport(counter)) {
+            Round round = new Round(home, transport, engine, new JvmMeter(), watcher, Compressor.NONE,
+                    Long.getLong("seed", 0), !Boolean.getBoolean("alone"));
+            Map<String, Object> found = round.run().fields();
+            double[] after = new JvmMeter().cpuSeconds();
+            found.put("cpu_s", after[0] + after[1] - cpu[0] - cpu[1]);
+            found.put("up", counter.total()[0]);
+            found.put("down", counter.total()[1]);
+            List<Store.RoundRow> rows = home.store.rounds();
+            found.put("resumed", rows.get(rows.size() - 1).progress.resumed);
+            return found;
+        }
+    }
+}
