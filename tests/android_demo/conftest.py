@@ -30,8 +30,9 @@ class JavaError(Exception):
 class Java:
     """A JVM that answers calls of the core; see Conformance.java."""
 
-    def __init__(self, classpath: str) -> None:
-        command = ["java", "-Xshare:auto", "-cp", classpath, "org.coda.core.Conformance"]
+    def __init__(self, *java: str) -> None:
+        """java: the command, with the class path."""
+        command = [*java, "org.coda.core.Conformance"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.compressed = 0
 
@@ -90,7 +91,7 @@ def needed(*programs: str, files: list[Path] | None = None) -> None:
     if not lacking:
         return
     told = f"NOT TESTED: the Android core needs {', '.join(lacking)}; `make android-tools` installs them"
-    if os.environ.get("CI"):
+    if os.environ.get("CODA_REQUIRE_ANDROID"):
         pytest.fail(told)
     pytest.skip(told)
 
@@ -127,7 +128,7 @@ def classpath(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def java(classpath: str) -> Iterator[Java]:
-    made = Java(classpath)
+    made = Java("java", "-cp", classpath)
     yield made
     made.close()
 
@@ -158,7 +159,11 @@ class HostDevice:
         """The JSON lines that it printed: a report for each round, then what it ranks highest."""
         done = self.start(**properties)
         assert done.returncode == status, done.stdout + done.stderr
-        return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        return self.lines(done.stdout)
+
+    @staticmethod
+    def lines(printed: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
 
     def told(self, status: int = 3, **properties: object) -> str:
         """What it said of an error."""

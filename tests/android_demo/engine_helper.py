@@ -1,6 +1,6 @@
 """ExecuTorch for a JVM: runs the graphs of a bundle, asked over standard input, answered over standard output.
 
-A call is a byte, a length and so many bytes. `L`: the sha256 of a graph's unpacked file, at the path after it; the answer
+A call is a byte, a length and so many bytes. `L`: the path of an unpacked graph, named by its blob's sha256; the answer
 is its number. `R`: a number and a safetensors file of the inputs; the answer is one of the outputs. An answer is 0, a
 length and the bytes, or 1, a length and what went wrong.
 """

@@ -133,7 +133,7 @@ def test_bytes_are_what_an_independent_proxy_saw(device, serving, published):
         assert second["up"] < 4000 and second["down"] < 4000, "a bundle is pulled once"
 
 
-# -- what goes wrong, in plain words ------------------------------------------------------------------------------------
+# -- what goes wrong, in plain words ---------------------------------------------------------------------------------
 
 
 def test_a_user_with_hardly_any_history_waits(device, serving, published, tmp_path):

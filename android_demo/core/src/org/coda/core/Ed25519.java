@@ -16,8 +16,9 @@ public final class Ed25519 {
             BigInteger.ONE.shiftLeft(252).add(new BigInteger("27742317777372353535851937790883648493"));
     private static final int LIMBS = 16;
     private static final long[] ONE = limbs(BigInteger.ONE);
+    /** Negated, because enjarify, which the tests read the dex with, takes a negative constant of 32 bits for another. */
     private static final BigInteger D_NUMBER =
-            BigInteger.valueOf(-121665).multiply(BigInteger.valueOf(121666).modInverse(P)).mod(P);
+            BigInteger.valueOf(121665).negate().multiply(BigInteger.valueOf(121666).modInverse(P)).mod(P);
     private static final long[] D = limbs(D_NUMBER);
     private static final long[] D2 = limbs(D_NUMBER.shiftLeft(1).mod(P));
     private static final long[] ROOT_OF_MINUS_ONE =

@@ -51,6 +51,16 @@ public final class Files {
         }
     }
 
+    /** Write to a file that exists, such as one of the kernel's; whether that was allowed. */
+    public static boolean append(File path, String text) {
+        try (FileOutputStream file = new FileOutputStream(path, true)) {
+            file.write(Bytes.utf8(text));
+            return true;
+        } catch (IOException error) {
+            return false;
+        }
+    }
+
     /** @throws StoreError the disk refused, or there is no such file. */
     public static void move(File from, File to) {
         makeFolder(to.getParentFile());

@@ -55,7 +55,6 @@ final class Trainer {
                 given.put(tensor.name, held);
             }
         }
-        spec.check(given);
         Map<String, Tensor> results = graph.run(given);
         for (Map.Entry<String, String> pair : spec.carry.entrySet()) {
             values.put(pair.getValue(), results.get(pair.getKey()));
@@ -142,7 +141,6 @@ final class Trainer {
                 Tensor column = features.get(tensor.name);
                 given.put(tensor.name, column == null ? values.get(tensor.name) : column.take(at));
             }
-            spec.check(given);
             Tensor result = graph.run(given).get(output.name);
             System.arraycopy(result.floats, 0, found.floats, start * found.width(), real * found.width());
         }

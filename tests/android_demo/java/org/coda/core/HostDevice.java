@@ -11,26 +11,30 @@ import java.util.Map;
 /**
  * A device on a JVM: enrols if it has not, imports a history if one is given, runs rounds, and prints a line of JSON for
  * each. Properties: home, server, trust, history, seed, rounds, engine (a command), kill (the graph run after which the
- * process dies), yield (the one before which the round is put aside), keep (a folder for the working files of a round).
+ * process dies), yield (the one before which the round is put aside), keep (a folder for the working files of a round),
+ * events (so many are made up).
  */
 public final class HostDevice {
     private HostDevice() {}
 
     public static void main(String[] args) throws IOException {
-        File path = new File(System.getProperty("home"));
-        Files.makeFolder(path);
-        try (PipeEngine engine = new PipeEngine(System.getProperty("engine").split(" "));
-                DeviceHome home = new DeviceHome(path, new Store(new JdbcDatabase(new File(path, "coda.db"))))) {
-            try {
-                run(home, engine);
-            } catch (CodaError error) {
-                System.out.println(error.name() + ": " + error.getMessage());
-                System.exit(3);
-            }
+        try (PipeEngine engine = new PipeEngine(System.getProperty("engine").split(" "))) {
+            run(engine);
         }
     }
 
-    private static void run(final DeviceHome home, final PipeEngine engine) throws IOException {
+    static void run(Engine engine) throws IOException {
+        File path = new File(System.getProperty("home"));
+        Files.makeFolder(path);
+        try (DeviceHome home = new DeviceHome(path, new Store(new JdbcDatabase(new File(path, "coda.db"))))) {
+            run(home, engine);
+        } catch (CodaError error) {
+            System.out.println(error.name() + ": " + error.getMessage());
+            System.exit(3);
+        }
+    }
+
+    private static void run(DeviceHome home, Engine engine) throws IOException {
         String server = System.getProperty("server");
         if (server != null) {
             Map<String, Object> capability = new LinkedHashMap<>();
@@ -41,9 +45,15 @@ public final class HostDevice {
         if (history != null) {
             home.store.addEvents(new History(Bytes.text(Files.read(new File(history)))).events);
         }
+        if (Integer.getInteger("events", 0) > 0) {
+            try (Transport transport = home.transport(new ByteCounter(Long.MAX_VALUE))) {
+                MadeUpHistory.add(home, transport, Long.getLong("seed", 0), Integer.getInteger("events"));
+            }
+        }
         for (int round = 0; round < Integer.getInteger("rounds", 1); round++) {
             System.out.println(Bytes.text(Json.bytes(once(home, engine))));
         }
+        System.out.println(Story.summary(home.store) + "\n" + Story.log(home.store));
         try (Model model = home.model(engine)) {
             Map<String, Object> ranked = new LinkedHashMap<>();
             for (Ranker.Ranked each : Ranker.rank(home, model, 10)) {
@@ -53,7 +63,7 @@ public final class HostDevice {
         }
     }
 
-    private static Map<String, Object> once(final DeviceHome home, PipeEngine engine) throws IOException {
+    private static Map<String, Object> once(final DeviceHome home, Engine engine) throws IOException {
         Round.Watcher watcher = new Round.Watcher() {
             private int runs;
 
@@ -79,7 +89,6 @@ public final class HostDevice {
             }
         };
         double[] cpu = new JvmMeter().cpuSeconds();
-        engine.waitedS = 0;
         ByteCounter counter = new ByteCounter(Long.MAX_VALUE);
         try (Transport transport = home.transport(counter)) {
             Round round = new Round(home, transport, engine, new JvmMeter(), watcher, Compressor.NONE,

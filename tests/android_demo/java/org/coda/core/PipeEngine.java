@@ -17,8 +17,6 @@ final class PipeEngine implements Engine, Closeable {
     private final Process process;
     private final DataInputStream in;
     private final DataOutputStream out;
-    /** Seconds that this thread spent waiting for the other process. */
-    double waitedS;
 
     PipeEngine(String... command) throws IOException {
         process = new ProcessBuilder(command).redirectError(ProcessBuilder.Redirect.INHERIT).start();
@@ -52,9 +50,7 @@ final class PipeEngine implements Engine, Closeable {
             out.writeInt(body.length);
             out.write(body);
             out.flush();
-            long started = System.nanoTime();
             boolean failed = in.readByte() != 0;
-            waitedS += (System.nanoTime() - started) / 1e9;
             byte[] answer = new byte[in.readInt()];
             in.readFully(answer);
             if (failed) {
@@ -78,6 +74,7 @@ final class PipeEngine implements Engine, Closeable {
 
             @Override
             public Map<String, Tensor> run(Map<String, Tensor> inputs) {
+                spec.check(inputs);
                 return Safetensors.read(ask('R', Bytes.join(number, Safetensors.write(inputs))), "the outputs");
             }
 
