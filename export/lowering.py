@@ -17,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from device_runtime.errors import EngineError
 from export.graphs import GraphPlan, without_unused
-from export.rewrites import for_xnnpack, simplify
+from export.rewrites import for_xnnpack, onnx_slopes, simplify
 
 ONNX_OPSET = 20
 _KEEP_FOLDED = 64
@@ -82,7 +82,7 @@ def to_onnx(traced: Traced) -> bytes:
                 node.doc_string = None
             for value in (*exported.model.graph.inputs, *exported.model.graph.outputs):
                 value.metadata_props.clear()
-            data: bytes = exported.model_proto.SerializeToString()
+            data: bytes = onnx_slopes(exported.model_proto).SerializeToString()
             return data
     except Exception as error:
         raise EngineError(f"graph {traced.plan.name!r} cannot be lowered to ONNX: {_first_line(error)}") from error

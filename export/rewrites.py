@@ -2,17 +2,20 @@
 
 Autodiff writes gradients as a person would not: sums that keep a dimension only to drop it, weights transposed twice,
 each gradient scaled once by the clip and once by the rate. The first group works on core ATen operators, before either
-lowering; the second on ONNX nodes, where one operator does what several do in ATen; the third makes room for XNNPACK.
+lowering; the second makes room for XNNPACK; the third works on ONNX nodes, where one operator does what two do in ATen.
 Every graph passes the parity check after them.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import onnx
 import torch
+from onnx import helper, numpy_helper
 from torch.export import ExportedProgram
 from torch.fx import Node
 
@@ -22,9 +25,14 @@ HUGE = 1e38
 """Times the least normal float32 this is above 1, so `clamp(x * HUGE, 0, 1)` is `x > 0` for every normal x."""
 
 
+STEEP = 1e20
+"""The slope of a rectifier is 1 from 1 / this on, in ONNX; times any output of a model it does not overflow."""
+
+
 def simplify(program: ExportedProgram) -> ExportedProgram:
     """The program with the rewrites that every engine gains from, in place."""
-    _apply(program, (_join_permutes, _turned_vector, _drop_summed_dimension, _join_scales, _join_scatters, _share))
+    passes = (_join_permutes, _turned_vector, _drop_summed_dimension, _join_scales, _join_scatters, _share, _rectifier)
+    _apply(program, passes)
     return program
 
 
@@ -32,6 +40,24 @@ def for_xnnpack(program: ExportedProgram) -> ExportedProgram:
     """The program with operators that XNNPACK has in place of those that would cut its partitions, in place."""
     _apply(program, (_step_function, _biased_product, _matrix_product, _sum_as_product, _reshape, _share))
     return program
+
+
+def onnx_slopes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Cast(Greater(y, 0)) of a rectifier's output: HardSigmoid(y), one pass in place of two, in place."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    readers = Counter(name for node in model.graph.node for name in node.input)
+    zeros = {c.name for c in model.graph.initializer if not numpy_helper.to_array(c).any()}
+    for cast in list(model.graph.node):
+        greater = makers.get(cast.input[0]) if cast.op_type == "Cast" else None
+        if greater is None or greater.op_type != "Greater" or readers[cast.input[0]] > 1:
+            continue
+        rectifier = makers.get(greater.input[0])
+        if rectifier is None or rectifier.op_type != "Relu" or greater.input[1] not in zeros:
+            continue
+        slope = helper.make_node("HardSigmoid", greater.input[:1], cast.output, cast.name, alpha=STEEP, beta=0.0)
+        cast.CopyFrom(slope)
+        model.graph.node.remove(greater)
+    return model
 
 
 def _apply(program: ExportedProgram, passes: Iterable[Callable[[Node], Node | None]]) -> None:
@@ -99,6 +125,21 @@ def _turned_vector(node: Node) -> Node | None:
         return None
     kept = [d % len(shape) for d in order if shape[d] != 1]
     return _call(node.graph, aten.view.default, source, result) if kept == sorted(kept) else None
+
+
+def _rectifier(node: Node) -> Node | None:
+    """x * float(x > 0): relu(x), and the backward's float(x > 0) is read off it, so that x need not be kept."""
+    if node.target is not aten.mul.Tensor:
+        return None
+    x: Any = node.args[0]
+    slope: Any = node.args[1]
+    compared: Any = slope.args[0] if _is(slope, aten._to_copy.default) else None
+    if not _is(compared, aten.gt.Scalar) or compared.args[0] is not x or compared.args[1] != 0:
+        return None
+    with node.graph.inserting_before(compared):
+        y = _call(node.graph, aten.relu.default, x)
+    compared.args = (y, 0)
+    return y
 
 
 def _join_scatters(node: Node) -> Node | None:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import copy
 from collections import Counter
 
+import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from device_runtime.engines.spec import GraphSpec, TensorSpec
+from export.graphs import GraphPlan
+from export.lowering import to_onnx, trace
 from export.rewrites import for_xnnpack, simplify
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # torch's own
@@ -50,6 +55,13 @@ CASES = {
         (X, torch.tensor([4, 0, 3, 3, 1])),
         {"index_put": 2, "full": 1, "add": 1},
     ),
+    "a rectifier and its slope": (
+        lambda x: x * (x > 0).to(x.dtype) + (x > 0).to(x.dtype).cos(),
+        (X,),
+        {"relu": 1, "mul": 0, "gt": 1},
+    ),
+    "a product with another's slope": (lambda x, y: x * (y > 0).to(x.dtype) + 0, (X, X.flip(0)), {"relu": 0, "mul": 1}),
+    "a product with a higher threshold": (lambda x: x * (x > 1).to(x.dtype) + 0, (X,), {"relu": 0, "mul": 1}),
     "a scale and a quotient": (lambda x, s, t: (s * (x.exp() / t)) - 1, (X, SCALAR, SCALAR + 1), {"div": 1, "mul": 1}),
 }
 
@@ -99,3 +111,21 @@ def test_the_slope_is_exact_at_the_edges(x: float) -> None:
     given = torch.tensor([x])
     found = for_xnnpack(program(lambda t: (t > 0).to(t.dtype) + 0, given))
     assert found.module()(given).item() == float(x > 0)
+
+
+@pytest.mark.parametrize(
+    "threshold, kinds", [(0, {"HardSigmoid": 1, "Greater": 0}), (1, {"HardSigmoid": 0, "Greater": 1})]
+)
+def test_onnx_reads_a_rectifiers_slope_off_its_output(threshold: int, kinds: dict[str, int]) -> None:
+    values = torch.tensor([0.0, -0.0, 1.2e-19, 1.0, -1.2e-38, -1.0, 3e3, float("inf"), float("-inf")])
+    spec = GraphSpec(
+        (TensorSpec("x", "float32", (9,), "feature"),), (TensorSpec("slope", "float32", (9,), "output"),), {}, {}
+    )
+    plan = GraphPlan(
+        "slope", lambda given: {"slope": (torch.relu(given["x"]) > threshold).float()}, spec, {"x": values}
+    )
+    data = to_onnx(trace(plan))
+    found = Counter(node.op_type for node in onnx.load_from_string(data).graph.node)
+    assert {kind: found[kind] for kind in kinds} == kinds
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])  # CoDA's own refuses infinities
+    assert session.run(None, {"x": values.numpy()})[0].tolist() == (values > threshold).float().tolist()
