@@ -52,7 +52,7 @@ REPORTS = st.builds(
     RoundReport, round=st.text("0123456789abcdef", min_size=16, max_size=16), bundle=st.integers(0, 2**31 - 1),
     engine=st.just("executorch"), outcome=st.sampled_from(("kept", "activated", "failed")),
     local=st.integers(0, 10**6), candidates=st.integers(0, 10**6), kept=st.integers(0, 10**6),
-    verdict=st.none() | VERDICTS, phases=ALIKE, error=st.sampled_from(("", "TrustError")),
+    verdict=st.none() | VERDICTS, phases=ALIKE, error=st.sampled_from(("", "TrustError")), age_s=COST,
 )  # fmt: skip
 
 

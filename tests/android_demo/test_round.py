@@ -73,6 +73,10 @@ def test_both_runtimes_end_a_round_with_the_same_samples_and_weights(device, ser
     for name in ("bundle", "engine", "outcome", "local", "candidates", "kept"):
         assert report[name] == getattr(meant.report, name)
     assert [phase["phase"] for phase in report["phases"]] == [phase.phase for phase in meant.report.phases]
+    with Store(device.home / "coda.db") as store:
+        [row] = store.rounds()
+    pulled = ("bundle", "manifest", "weights", "graphs", "item rows")
+    assert {n: row.traffic[n] for n in pulled} == {n: meant.traffic[n] for n in pulled}, "requests are as long, too"
     assert [each.round for each in reports] == [report["round"], meant.report.round], "the server took both reports"
     with home:
         model = home.model(open_engine("executorch"))

@@ -44,7 +44,7 @@ final class Device {
     /** To be closed. Raises: StoreError: the database cannot be used, in words for the user. */
     DeviceHome open() {
         folder.mkdirs();
-        return new DeviceHome(folder, new Store(new SqliteDatabase(new File(folder, "coda.db"))));
+        return new DeviceHome(folder, new Store(new SqliteDatabase(new File(folder, "coda.db"))), "android");
     }
 
     /** Events, weights, key: all of it. */

@@ -9,6 +9,7 @@ import org.coda.core.Store.Serving;
 
 import java.io.Closeable;
 import java.io.File;
+import java.util.Arrays;
 import java.util.Collections;
 import java.util.HashSet;
 import java.util.LinkedHashMap;
@@ -20,10 +21,13 @@ public final class DeviceHome implements Closeable {
     public final File path;
     public final Store store;
     final Blobs blobs;
+    private final String os;
     final File rounds;
 
-    public DeviceHome(File path, Store store) {
+    /** @param os as the device tells it of itself, by which releases may be aimed: "android". */
+    public DeviceHome(File path, Store store, String os) {
         this.path = path;
+        this.os = os;
         this.store = store;
         this.blobs = new Blobs(new File(path, "blobs"));
         this.rounds = new File(path, "rounds");
@@ -56,9 +60,28 @@ public final class DeviceHome implements Closeable {
         return enrolled("trusted");
     }
 
+    /** The id that the server knows this device by. */
+    String device() {
+        return enrolled("device");
+    }
+
+    /** What the device tells of itself with every question for a bundle: {@code messages.Profile}. */
+    Map<String, Object> profile(String engine) {
+        Map<String, Object> found = new LinkedHashMap<>();
+        found.put("os", os);
+        found.put("engine", engine);
+        return found;
+    }
+
+    /** 8 hex digits, by which both sides see whether the server knows this profile: {@code messages.profile_digest}. */
+    String profileDigest(String engine) {
+        byte[] text = Json.bytes(Arrays.<Object>asList(profile(engine), 0, 0));
+        return Bytes.hex(Bytes.sha256(text)).substring(0, 8);
+    }
+
     /** Calls to the server that this device is enrolled at. */
     public Transport transport(ByteCounter counter) {
-        return new Transport(server(), counter, signer(), enrolled("device"));
+        return new Transport(server(), counter, signer(), device());
     }
 
     /**

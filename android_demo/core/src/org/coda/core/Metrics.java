@@ -50,6 +50,10 @@ final class Metrics {
         return found;
     }
 
+    static double sigmoid(double logit) {
+        return 1 / (1 + Math.exp(-Math.max(-30, Math.min(30, logit))));
+    }
+
     static double logLoss(float[] labels, float[] logits) {
         return Floats.mean(losses(labels, logits));
     }

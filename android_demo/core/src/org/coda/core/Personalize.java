@@ -38,7 +38,8 @@ final class Personalize {
     }
 
     /**
-     * New weights after the settings' passes over local and kept samples.
+     * New weights after the settings' passes over local samples, and what kept ones say: by secant steps of their rows
+     * where the settings have {@code row_steps}, else by joining the passes.
      *
      * @param table the rows of both.
      * @param kept null where nothing was kept; likewise keptWeights.
@@ -46,32 +47,73 @@ final class Personalize {
     static Weights tune(Model model, Weights weights, LocalTable table, SampleBatch local, SampleBatch kept,
             float[] keptWeights, Pcg64 random) {
         RoundSettings settings = model.manifest.settings;
-        Engine.Graph step = model.graph("step");
         Map<String, Tensor> values = model.values("step", weights, table);
-        SampleBatch samples = local;
-        float[] weight = Floats.filled(local.size(), 1);
-        float[] labels = labels(model, weights, table, local);
-        if (kept != null && kept.size() > 0) {
-            samples = SampleBatch.join(local, kept);
+        boolean augmented = kept != null && kept.size() > 0;
+        Map<String, Tensor> trained = new LinkedHashMap<>(values);
+        if (augmented && settings.rowSteps == 0) {
             float[] outside = new float[kept.size()];
             for (int i = 0; i < outside.length; i++) {
                 outside[i] = (float) settings.outsideWeight * keptWeights[i];
             }
-            weight = Floats.join(weight, outside);
-            labels = Floats.join(labels, labels(model, weights, table, kept));
+            trained = passes(model, weights, table, values, local, kept, outside, random);
+        } else if (!augmented || local.size() > 0) {
+            trained = passes(model, weights, table, values, local, null, null, random);
+        }
+        if (augmented && settings.rowSteps > 0) {
+            trained = Reach.reach(model, trained, table, kept, change(model, weights, table, kept, keptWeights),
+                    table.local(Ints.join(local.ids(Model.VOCABULARY), past(kept))), random);
+        }
+        if (settings.interpolation < 1) {
+            interpolate(model.spec("step"), trained, values, (float) settings.interpolation);
+        }
+        return personal(model, trained, values, table);
+    }
+
+    /** By how much the logits of kept samples should change: towards their soft labels, by how much they are trusted. */
+    private static double[] change(Model model, Weights weights, LocalTable table, SampleBatch kept,
+            float[] keptWeights) {
+        float[] logits = model.logits(kept, table, weights);
+        double[] found = new double[logits.length];
+        for (int i = 0; i < found.length; i++) {
+            double p = Math.max(1e-6, Math.min(1 - 1e-6, kept.labels[i]));
+            found[i] = Math.max(0, Math.min(1, 2 * (double) keptWeights[i])) * (Math.log(p / (1 - p)) - logits[i]);
+        }
+        return found;
+    }
+
+    /** The items that histories of these samples may hold. */
+    private static int[] past(SampleBatch samples) {
+        int[] found = {};
+        for (Object column : samples.columns.values()) {
+            found = column instanceof Ragged ? Ints.join(found, ((Ragged) column).values) : found;
+        }
+        return found;
+    }
+
+    /** Values after passes over local samples, and over others where there are any. */
+    private static Map<String, Tensor> passes(Model model, Weights weights, LocalTable table,
+            Map<String, Tensor> values, SampleBatch local, SampleBatch others, float[] othersWeights, Pcg64 random) {
+        RoundSettings settings = model.manifest.settings;
+        SampleBatch samples = local;
+        float[] weight = Floats.filled(local.size(), 1);
+        float[] labels = labels(model, weights, table, local);
+        if (others != null) {
+            samples = SampleBatch.join(local, others);
+            weight = Floats.join(weight, othersWeights);
+            labels = Floats.join(labels, labels(model, weights, table, others));
         }
         Map<String, Tensor> columns = Tables.features(samples, table);
-        Map<String, Tensor> start = new LinkedHashMap<>(values);
-        List<String> sliced = sliced(model);
+        Map<String, Tensor> start = values;
         int rows = table.ids.length;
         if (settings.freezeHistories) {
-            apart(model, columns, start, sliced, rows);
+            Reach.apart(model, columns, rows);
+            start = Reach.doubled(model, values, values);
         }
-        Map<String, Tensor> trained = Trainer.train(step, start, columns, labels, weight, settings.rate,
+        Map<String, Tensor> trained = Trainer.train(model.graph("step"), start, columns, labels, weight, settings.rate,
                 settings.tableRate, settings.epochs, random);
         if (settings.freezeHistories) {
             long[] own = table.local(local.ids(Model.VOCABULARY));
-            for (String name : sliced) {
+            for (String name : Reach.sliced(model)) {
                 Tensor first = trained.get(name).take(Ints.range(0, rows));
                 for (long row : own) { // what histories are made of, now or at the next like
                     first.put((int) row, values.get(name), (int) row, first.width());
@@ -79,37 +121,7 @@ final class Personalize {
                 trained.put(name, first);
             }
         }
-        if (settings.interpolation < 1) {
-            interpolate(step.spec(), trained, values, (float) settings.interpolation);
-        }
-        return personal(model, trained, values, table);
-    }
-
-    /** A second copy of every row, which histories point to: it trains, and is thrown away. */
-    private static void apart(Model model, Map<String, Tensor> columns, Map<String, Tensor> start, List<String> sliced,
-            int rows) {
-        for (Schema.Feature feature : model.manifest.schema.features) {
-            if (feature.kind.equals("ids") && feature.vocabulary.equals(Model.VOCABULARY)) {
-                Tensor shifted = columns.get(feature.name).copy();
-                for (int i = 0; i < shifted.longs.length; i++) {
-                    shifted.longs[i] += shifted.longs[i] > 0 ? rows : 0;
-                }
-                columns.put(feature.name, shifted);
-            }
-        }
-        for (String name : sliced) {
-            start.put(name, Tensor.join(start.get(name), start.get(name)));
-        }
-    }
-
-    private static List<String> sliced(Model model) {
-        List<String> found = new ArrayList<>();
-        for (GraphSpec.TensorSpec tensor : model.spec("step").of("param", "attribute")) {
-            if (tensor.table.equals(Model.VOCABULARY)) {
-                found.add(tensor.name);
-            }
-        }
-        return found;
+        return trained;
     }
 
     private static void interpolate(GraphSpec spec, Map<String, Tensor> trained, Map<String, Tensor> values,
@@ -133,7 +145,7 @@ final class Personalize {
         float[] logits = model.logits(samples, table, weights);
         double[] probability = new double[logits.length];
         for (int i = 0; i < logits.length; i++) {
-            probability[i] = 1 / (1 + Math.exp(-Math.max(-30.0, Math.min(30.0, logits[i]))));
+            probability[i] = Metrics.sigmoid(logits[i]);
         }
         return corrected(samples.labels, Floats.mean(probability));
     }

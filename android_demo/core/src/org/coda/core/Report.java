@@ -18,8 +18,11 @@ public final class Report {
     public final Verdict verdict;
     public final List<Phase> phases;
     public final String error;
+    /** From the round's start to this sending, by the device's clock. */
+    public final double ageS;
 
     Report(String round, String engine, Progress done, String error) {
+        this.ageS = 0;
         this.round = round;
         this.bundle = done.bundle;
         this.engine = engine;
@@ -46,6 +49,26 @@ public final class Report {
             phases.add(new Phase(phase));
         }
         error = fields.string("error", "");
+        ageS = fields.number("age_s", 0);
+    }
+
+    private Report(Report other, double ageS) {
+        round = other.round;
+        bundle = other.bundle;
+        engine = other.engine;
+        outcome = other.outcome;
+        local = other.local;
+        candidates = other.candidates;
+        kept = other.kept;
+        verdict = other.verdict;
+        phases = other.phases;
+        error = other.error;
+        this.ageS = ageS;
+    }
+
+    /** The same, as it is sent now. */
+    Report aged(double seconds) {
+        return new Report(this, Math.rint(10 * Math.max(seconds, 0)) / 10);
     }
 
     public static Report parse(byte[] json, String what) {
@@ -68,6 +91,7 @@ public final class Report {
         found.put("verdict", verdict == null ? null : verdict.fields());
         found.put("phases", Phase.fields(phases));
         found.put("error", error);
+        found.put("age_s", ageS);
         return found;
     }
 

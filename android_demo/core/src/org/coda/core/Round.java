@@ -110,6 +110,8 @@ public final class Round {
             before.put(each.getKey(), each.getValue().clone());
         }
         open(System.currentTimeMillis() / 1000.0);
+        Serving serving = home.store.bundle();
+        transport.bundle = serving == null ? 0 : serving.ref.version;
         earlierPhases = new ArrayList<>(progress.phases);
         earlierTraffic = new LinkedHashMap<>(progress.traffic);
         files = new File(home.rounds, id);
@@ -329,30 +331,49 @@ public final class Round {
             home.store.passTest(what);
         }
         home.store.useBundle(ref[0], etag[0]);
+        transport.bundle = ref[0].version;
         progress.bundle = ref[0].version;
         progress.manifest = ref[0].manifest;
         return "pulled";
     }
 
+    /** What this device has, if a small question says that nothing is new; else what a signed call says. */
     private void announced(Manifest.Ref[] ref, String[] etag) {
         Serving serving = home.store.bundle();
         Map<String, String> headers = new LinkedHashMap<>();
+        headers.put("CoDA-Profile", Bytes.text(Json.bytes(home.profile(engine.name()))));
         if (serving != null) {
+            ref[0] = serving.ref;
+            etag[0] = serving.etag;
+            String question = "/v1/stale/" + home.device() + "/" + serving.ref.version + "/"
+                    + home.profileDigest(engine.name());
+            if (transport.ask(question, "bundle", 200, 204, 404) == 204) {
+                return;
+            }
             headers.put("If-None-Match", serving.etag);
         }
         Answer found = transport.request("GET", "/v1/bundle", NOTHING, "bundle", "", "application/json", headers, 200,
                 304);
         if (found.head.status == 304 && serving != null) {
-            ref[0] = serving.ref;
-            etag[0] = serving.etag;
             return;
         }
         ref[0] = Manifest.Ref.parse(found.body, "the announced bundle");
         etag[0] = found.head.header("etag");
         if (serving != null && ref[0].version < serving.ref.version) {
-            throw new TrustError(transport.url() + " announces bundle " + ref[0].version
-                    + ", but this device already has " + serving.ref.version
-                    + "; an older one is refused (a replay, or a server restored from an old copy)");
+            checkRolledBack(found, ref[0], serving.ref);
+        }
+    }
+
+    /** An older bundle is taken only from the server that this device trusts, in an answer to this very request. */
+    private void checkRolledBack(Answer found, Manifest.Ref announced, Manifest.Ref serving) {
+        try {
+            Signer.verify(home.manifest(serving).answerKey, Signer.answerText(found.nonce, found.body),
+                    found.head.header("coda-signature"));
+        } catch (TrustError error) {
+            throw new TrustError(transport.url() + " announces bundle " + announced.version
+                    + ", but this device already has " + serving.version
+                    + "; an older one is refused unless the server signs that it was rolled back (a replay, or an old "
+                    + "server)");
         }
     }
 
@@ -422,7 +443,7 @@ public final class Round {
                 Tensor embeddings =
                         tensors("encoded").get("embeddings").take(Ints.range(0, local.train.size()));
                 LocalTable table = model.table(ids(), model.base, rows());
-                SampleBatch candidates = Candidates.asOwn(answer.candidates, local.everything, model, table);
+                SampleBatch candidates = Candidates.asOwn(answer.candidates, local.everything, local.train, model, table);
                 Filtering found = Filtering.of(model, Filtering.inputs(embeddings, local.train.labels, start),
                         Filtering.inputs(model.encode(candidates, table), candidates.labels, start), random());
                 progress.view = view(found, candidates.labels);
@@ -549,8 +570,9 @@ public final class Round {
         }
         try {
             for (RoundRow row : waiting.subList(Math.max(0, waiting.size() - OUTBOX), waiting.size())) {
-                transport.request("POST", "/v1/reports", Wire.encodeReport(row.report, compressor), "report",
-                        Wire.FRAME, "", Transport.noHeaders(), 204);
+                Report late = row.report.aged(System.currentTimeMillis() / 1000.0 - row.started);
+                transport.request("POST", "/v1/reports", Wire.encodeReport(late, compressor), "report", Wire.FRAME, "",
+                        Transport.noHeaders(), 204);
                 home.store.markDelivered(row.id);
             }
         } catch (TransportError | Yielded undelivered) {

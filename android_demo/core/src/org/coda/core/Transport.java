@@ -39,6 +39,8 @@ public final class Transport implements Closeable {
     private final Signer signer;
     private final String device;
     private double offsetS;
+    /** The version that the device runs, told on signed requests; 0 if it has none. */
+    int bundle;
 
     /** An answer; nonce: of the request that it answers. */
     static final class Answer {
@@ -103,8 +105,18 @@ public final class Transport implements Closeable {
      * @param type of the body.
      * @param accept the media type that the answer's body must have; "" is any but HTML.
      */
-    Answer request(final String method, final String path, final byte[] body, final String label, String type,
-            final String accept, final Map<String, String> more, final int... statuses) {
+    Answer request(String method, String path, byte[] body, String label, String type, String accept,
+            Map<String, String> more, int... statuses) {
+        return call(true, method, path, body, label, type, accept, more, statuses);
+    }
+
+    /** The status that a question which anybody may ask is answered with. */
+    int ask(String path, String label, int... statuses) {
+        return call(false, "GET", path, NOTHING, label, "", "", noHeaders(), statuses).head.status;
+    }
+
+    private Answer call(final boolean signed, final String method, final String path, final byte[] body,
+            final String label, String type, final String accept, Map<String, String> more, final int... statuses) {
         final Map<String, String> fixed = new LinkedHashMap<>(more);
         if (body.length > 0) {
             fixed.put("Content-Type", type);
@@ -112,13 +124,18 @@ public final class Transport implements Closeable {
         if (!accept.isEmpty()) {
             fixed.put("Accept", accept);
         }
+        if (signed && bundle > 0) {
+            fixed.put("CoDA-Bundle", String.valueOf(bundle));
+        }
         return persist(new Attempt<Answer>() {
             @Override
             public Answer make() throws MayPass {
                 String nonce = Signer.nonce();
                 Map<String, String> headers = new LinkedHashMap<>(fixed);
                 long at = (long) (System.currentTimeMillis() / 1000.0 + offsetS);
-                headers.put("Authorization", signer.authorization(device, method, path, body, at, nonce));
+                if (signed) {
+                    headers.put("Authorization", signer.authorization(device, method, path, body, at, nonce));
+                }
                 Head head = connection.send(method, path, body, headers, label);
                 byte[] content = content(head);
                 if (!accepted(head.status, statuses)) {

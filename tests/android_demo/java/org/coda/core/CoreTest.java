@@ -197,6 +197,28 @@ public class CoreTest {
                 was.obstacle("started", other, 5, "", new ArrayList<String>()));
     }
 
+    private static final Engine NO_ENGINE = new Engine() {
+        @Override
+        public String name() {
+            return "none";
+        }
+
+        @Override
+        public String version() {
+            return "0";
+        }
+
+        @Override
+        public String format() {
+            return "none";
+        }
+
+        @Override
+        public Graph load(File path, GraphSpec spec) {
+            throw new AssertionError("nothing is to be run");
+        }
+    };
+
     @Test
     public void oneRoundAtATime() throws IOException {
         Round.Watcher watcher = new Round.Watcher() {
@@ -211,13 +233,12 @@ public class CoreTest {
             }
         };
         try (Store store = store("a.db");
-                DeviceHome home = new DeviceHome(folder.getRoot(), store);
+                DeviceHome home = new DeviceHome(folder.getRoot(), store, "linux");
                 Transport transport = new Transport("http://h", new ByteCounter(9), new Signer(new byte[32]), "d");
-                PipeEngine engine = new PipeEngine("cat");
                 RandomAccessFile file = new RandomAccessFile(new File(folder.getRoot(), "lock"), "rw");
                 FileLock lock = file.getChannel().tryLock()) {
             assertTrue(lock.isValid());
-            new Round(home, transport, engine, new JvmMeter(), watcher, Compressor.NONE, 0, true).run();
+            new Round(home, transport, NO_ENGINE, new JvmMeter(), watcher, Compressor.NONE, 0, true).run();
             fail();
         } catch (StoreError error) {
             assertEquals("a round is running already; wait for it, or stop it", error.getMessage());

@@ -26,7 +26,8 @@ public final class HostDevice {
     static void run(Engine engine) throws IOException {
         File path = new File(System.getProperty("home"));
         Files.makeFolder(path);
-        try (DeviceHome home = new DeviceHome(path, new Store(new JdbcDatabase(new File(path, "coda.db"))))) {
+        try (DeviceHome home = new DeviceHome(path, new Store(new JdbcDatabase(new File(path, "coda.db"))),
+                "linux")) {
             run(home, engine);
         } catch (CodaError error) {
             System.out.println(error.name() + ": " + error.getMessage());
