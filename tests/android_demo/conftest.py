@@ -171,12 +171,16 @@ class HostDevice:
         assert done.returncode == status, done.stdout + done.stderr
         return done.stdout.splitlines()[-1]
 
-    def start(self, **properties: object) -> subprocess.CompletedProcess[str]:
+    def command(self, **properties: object) -> list[str]:
+        """To be followed by a class."""
         helper = Path(__file__).parent / "engine_helper.py"
         engine = f"{sys.executable} {helper} {self.published.bundle} {self.published.trust}"
-        given = {"home": self.home, "trust": self.published.trust, "engine": engine} | properties
-        words = [f"-D{name}={value}" for name, value in given.items()]
-        command = ["java", *words, "-cp", self.classpath, "org.coda.core.HostDevice"]
+        words = [f"-D{name}={value}" for name, value in {"engine": engine, **properties}.items()]
+        return ["java", *words, "-cp", self.classpath]
+
+    def start(self, **properties: object) -> subprocess.CompletedProcess[str]:
+        given = {"home": self.home, "trust": self.published.trust} | properties
+        command = [*self.command(**given), "org.coda.core.HostDevice"]
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
         return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
 
