@@ -19,6 +19,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 from torch.func import functional_call
 
+from cloud import tastes
 from cloud.datasets import Dataset
 from device_runtime.bundle import write_atomically
 from device_runtime.errors import InputError
@@ -33,6 +34,7 @@ from export.checkpoint import (
     FORMAT,
     HELD_OUT,
     HELD_OUT_SAMPLES,
+    TASTES,
     EpochMetrics,
     Trained,
     TrainSettings,
@@ -86,7 +88,17 @@ def train(dataset: Dataset, out: Path, settings: TrainSettings, progress: Progre
         finished = epoch - best >= settings.patience or epoch == settings.epochs
         state = msgspec.structs.replace(state, history=history, best=best, finished=finished)
         _save(out, state, model, optimizer, _catalogue(dataset), better=best == epoch)
+    if not (out / TASTES).exists():
+        _save_tastes(out, dataset)
     return load(out)
+
+
+def _save_tastes(out: Path, dataset: Dataset) -> None:
+    best, events = load(out).model, dataset.events
+    logits = predict(best, samples(events, best.schema))
+    found = tastes.learn(events.contributor, events.item, events.label, logits, len(dataset.items))
+    held = {} if found is None else {"taste": torch.from_numpy(found)}
+    write_atomically(out / TASTES, save_safetensors(held))
 
 
 def predict(model: Recommender, held_out: SampleBatch, batch: int = 1024) -> Float32:

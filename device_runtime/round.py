@@ -270,7 +270,7 @@ class Round:
         with self.meter.phase("filter"):
             embeddings = self._tensors("encoded")["embeddings"].astype(np.float32)[: len(local.train)]
             table = model.table(self._ids(), model.base, self.rows)
-            candidates = as_own(answer.candidates, local.everything, model, table, settings)
+            candidates = as_own(answer.candidates, local.everything, local.train, model, table, settings)
             start = model.manifest.filter_from
             found = filtering.filter_candidates(
                 model.graph("classifier_score"),
