@@ -13,7 +13,7 @@ from cloud.federated import Federated
 from cloud.home import ServerHome
 from cloud.http.limits import ServerLimits
 from cloud.http.shelf import Opener, Served, Shelf
-from cloud.matching import MatchStore, ResidualCache, open_store
+from cloud.matching import MatchStore, open_store
 from cloud.pool import Pool
 from cloud.releases import Releases
 from cloud.telemetry import FAMILIES, Metrics
@@ -47,11 +47,6 @@ class Services:
     @cached_property
     def served(self) -> Served:
         return Served(self.ref, self.manifest, self.pool, self.store, self.encoder)
-
-    @property
-    def residuals(self) -> ResidualCache:
-        """What the pool knows beyond the model: for pooled matching."""
-        return self.served.residuals
 
     @cached_property
     def releases(self) -> Releases:
