@@ -23,11 +23,22 @@ from device_runtime.samples import Float32, SampleBatch
 from device_runtime.tables import LocalTable
 
 MOST_CONFIGURATIONS = 4
-MOST_EPOCHS = 32
+MOST_PASSES = 32
+"""Epochs, or row steps."""
 TUNABLE = frozenset(
-    {"epochs", "rate", "table_rate", "interpolation", "outside_weight", "label_correction", "freeze_histories"}
+    {
+        "epochs",
+        "rate",
+        "table_rate",
+        "row_steps",
+        "interpolation",
+        "outside_weight",
+        "label_correction",
+        "freeze_histories",
+    }
 )
 """What a configuration may set: how tuning goes, and nothing that decides what is asked of the cloud or kept."""
+_PASSES = ("epochs", "row_steps")
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,7 @@ def settings_of(base: RoundSettings, changes: dict[str, float]) -> RoundSettings
         raise WireError(f"an evaluation may not set {', '.join(unknown)}; it may set {', '.join(sorted(TUNABLE))}")
     plain = {name: getattr(base, name) for name in TUNABLE}
     for name, value in changes.items():
-        if not math.isfinite(value) or value < 0 or (name == "epochs" and value > MOST_EPOCHS):
+        if not math.isfinite(value) or value < 0 or (name in _PASSES and value > MOST_PASSES):
             raise WireError(f"an evaluation cannot set {name} to {value}")
         plain[name] = type(plain[name])(value)
     return msgspec.structs.replace(base, **plain)

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Federated evaluation. Devices that the conditions mean tune by each configuration in a round of theirs, compare them on
 their held-out samples, and send back an AUC and a log loss each: no sample leaves them. The first configuration is what
-the others are compared with. They may set epochs, rate, table_rate, interpolation, outside_weight, label_correction and
-freeze_histories.
+the others are compared with. They may set epochs, rate, table_rate, row_steps, interpolation, outside_weight,
+label_correction and freeze_histories.
 
 example:
   coda federated create rates --try usual --try slow:rate=0.05 --try short:epochs=4 --cohort beta --home runs/server
