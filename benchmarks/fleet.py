@@ -100,7 +100,7 @@ def measured_costs(work: Path | None) -> simulation.Costs:
         with made.serving(100) as url:
             start = ["--server", url, "--trust", made.trust, "--import", home / "history.csv"]
             first, later = one_round(home, "onnx", start), one_round(home, "onnx")
-            riding = _riding(home)
+            riding = _riding(home / "phone")
     pulled = {name: sum(both) for name, both in first["bytes_by_message"].items()}
     pull = sum(pulled[name] for name in ("bundle", "manifest", "graphs", "weights", "item rows"))
     poll = sum(later["bytes_by_message"]["bundle"])

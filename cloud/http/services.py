@@ -9,6 +9,7 @@ from functools import cached_property
 
 from cloud.catalog import Catalog
 from cloud.encoding import Encoder
+from cloud.federated import Federated
 from cloud.home import ServerHome
 from cloud.http.limits import ServerLimits
 from cloud.http.shelf import Opener, Served, Shelf
@@ -50,6 +51,10 @@ class Services:
     @cached_property
     def releases(self) -> Releases:
         return Releases(self.catalog, self.clock, self.ref.version)
+
+    @cached_property
+    def federated(self) -> Federated:
+        return Federated(self.catalog, self.clock)
 
     @cached_property
     def shelf(self) -> Shelf:
