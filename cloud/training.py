@@ -82,8 +82,7 @@ def train(
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    catalogue = _catalogue(dataset)
-    model = _new_model(catalogue, settings)
+    model = new_model(dataset, settings)
     if initial is not None:
         model.load_state_dict(dict(initial))
     parts = training_set(dataset, model.schema, settings)
@@ -101,7 +100,7 @@ def train(
         False,
     )
     team.check_same("the data or the settings", msgspec.json.encode(fresh))
-    run = _Run(model, optimizer, parts, catalogue, fresh, out, team, save_every, progress)
+    run = _Run(model, optimizer, parts, _catalogue(dataset), fresh, out, team, save_every, progress)
     run.take_up(_saved(out) if team.leads else None)
     if team.leads:
         write_atomically(out / HELD_OUT, encode_contribution(_some(parts.held_out, settings)))
@@ -294,9 +293,10 @@ def _catalogue(dataset: Dataset | StreamedDataset) -> Catalogue:
     )
 
 
-def _new_model(catalogue: Catalogue, settings: TrainSettings) -> Recommender:
+def new_model(dataset: Dataset | StreamedDataset, settings: TrainSettings) -> Recommender:
+    """A model for this vocabulary, its weights drawn by the seed. Raises: InputError: there is no such model."""
     torch.manual_seed(settings.seed)
-    return models.create(settings.model, catalogue, settings.history)
+    return models.create(settings.model, _catalogue(dataset), settings.history)
 
 
 def _fingerprint(dataset: Dataset | StreamedDataset) -> str:
