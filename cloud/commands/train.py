@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 
 import msgspec
@@ -75,7 +76,9 @@ class Command:
             def show(epoch: int, thousandths: int, loss: float) -> None:
                 bar.update(task, description=f"epoch {epoch}", completed=thousandths, loss=f"loss {loss:.4f}")
 
+            begun = time.monotonic()
             trained = train(dataset, args.out, settings, show, team=together, save_every=save_every)
+            seconds = time.monotonic() - begun
         if not together.leads:
             return 0
         threads = torch.get_num_threads()
@@ -90,6 +93,7 @@ class Command:
                 "model": settings.model,
                 "processes": together.share.of,
                 "threads": threads,
+                "seconds": seconds,
                 "rows": trained.state.history,
             }
             write_atomically(args.json, msgspec.json.format(msgspec.json.encode(result)))

@@ -39,6 +39,8 @@ Show = Callable[[str, int, int], None]
 _BUCKETS = 256
 _ROWS = 250_000
 """Rows that are sorted at once, about; a contributor of more is still taken whole."""
+_READ = 1 << 16
+"""Rows of Parquet that are read at once."""
 _ROW = np.dtype([("user", "<u8"), ("time", "<i8"), ("item", "<i4"), ("label", "<f4"), ("order", "<i8")])
 
 
@@ -149,7 +151,7 @@ class _Job:
             buckets = [stack.enter_context((self.folder / "buckets" / f"{i:03}").open("ab")) for i in range(_BUCKETS)]
             with named(source.name):
                 stream = stack.enter_context(source.open())
-                tables = parsed(source.name, stream, self.dropped, INTERACTIONS)
+                tables = parsed(source.name, stream, self.dropped, INTERACTIONS, _READ)
             while True:
                 with named(source.name):
                     table = next(tables, None)

@@ -52,13 +52,19 @@ def table_files(where: str) -> list[TableFile]:
     return found
 
 
-def parsed(name: str, stream: IO[bytes], dropped: Dropped, wanted: Sequence[str]) -> Iterator[pa.Table]:
-    """Blocks of a table as `columns.gather` makes them. Raises: InputError: it lacks a column that it must have."""
+def parsed(
+    name: str, stream: IO[bytes], dropped: Dropped, wanted: Sequence[str], rows: int = 1 << 18
+) -> Iterator[pa.Table]:
+    """Blocks of a table, of so many rows if it is Parquet, as `columns.gather` makes them.
+
+    Raises:
+        InputError: it lacks a column that it must have.
+    """
     if name.endswith(_PARQUET):
         with pq.ParquetFile(stream, buffer_size=_BUFFER) as file:
             names = _present(file.schema_arrow.names, wanted)
-            for rows in parquet_blocks(file, list(names.values())):
-                yield gather([rows], names)
+            for block in parquet_blocks(file, list(names.values()), rows):
+                yield gather([block], names)
         return
     header, blocks = with_header(stream, dropped)
     names = _present(header, wanted)

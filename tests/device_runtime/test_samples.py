@@ -35,7 +35,7 @@ def test_taking_and_joining_rows_gives_the_same_samples(batch, data):
 
 
 @pytest.mark.parametrize("some", [slice(0, 1), slice(None)])
-@given(sample_batches())
+@given(batch=sample_batches())
 def test_distinct_values_are_those_of_the_rows(batch, some):
     history = batch.take(some).columns["history"]
     assert history.distinct().tolist() == sorted({v for i in range(len(history)) for v in history.row(i).tolist()})
