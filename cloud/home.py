@@ -30,12 +30,14 @@ from cloud.catalog import Catalog
 from cloud.datasets import Dataset
 from cloud.encoding import Encoder
 from cloud.pool import Part, Pool, Tokens
+from cloud.releases import check_listed
 from cloud.settings import load_settings
 from device_runtime.bundle import FileRef, Manifest, open_manifest, parse_manifest, unpack_file
 from device_runtime.errors import InputError, StoreError, TrustError
 from device_runtime.identity import Signer, check_public_key
 from device_runtime.messages import BundleRef
 from device_runtime.stream import samples
+from device_runtime.trust import TrustedSet, check_listing, role_of
 
 SEGMENT = 250_000
 """Samples in a segment of the pool, at most."""
@@ -75,9 +77,11 @@ class ServerHome:
     def close(self) -> None:
         self.catalog.close()
 
-    def release(self) -> tuple[BundleRef, Manifest]:
-        """The current release. Raises: InputError: there is none."""
-        ref = self.catalog.current()
+    def release(self, version: int | None = None) -> tuple[BundleRef, Manifest]:
+        """The current release, or the bundle of a version. Raises: InputError: there is none."""
+        ref = self.catalog.current() if version is None else self.catalog.bundle(version)
+        if ref is None and version is not None:
+            raise InputError(f"{self.path} has no bundle of version {version}; `coda release add` takes one in")
         if ref is None:
             raise InputError(f"{self.path} has no release yet; run `coda release publish BUNDLE --home {self.path}`")
         # its signature was checked when it was published; what lies here is the operator's own
@@ -112,13 +116,16 @@ class ServerHome:
         return int.from_bytes(digest[:8], "little") or 1
 
 
-def publish(home: ServerHome, bundle: Path) -> Manifest:
-    """Verify every file of a bundle folder, take it in, and make it the current release.
+def publish(home: ServerHome, bundle: Path, staged: bool = False) -> Manifest:
+    """Verify every file of a bundle folder, take it in, and make it the current release, at once and for everyone.
+
+    staged: only take it in; a rollout brings it to devices.
 
     Raises:
-        InputError: not a bundle, for another server, or not newer than the current one. TrustError: a signature or
-        hash is wrong. Nothing has changed then.
+        InputError: not a bundle, for another server, not newer than those that are here, or a rollout to everyone is on
+        its way. TrustError: a signature or hash is wrong. Nothing has changed then.
     """
+    ended = [] if staged else _make_way(home)
     try:
         ref = msgspec.json.decode((bundle / "bundle.json").read_bytes(), type=BundleRef)
         trusted = check_public_key((bundle / "release.pub").read_text().strip())
@@ -131,11 +138,11 @@ def publish(home: ServerHome, bundle: Path) -> Manifest:
             f"the bundle names another server's answer key; export it again with "
             f"--answer-key $(coda release keys --home {home.path})"
         )
-    current = home.catalog.current()
-    if current is not None and ref.version <= current.version:
+    newest = max((release.ref.version for release in home.catalog.releases()), default=0)
+    if ref.version <= newest:
         raise InputError(
-            f"the bundle has version {ref.version}, but {current.version} is out already; "
-            f"export with --bundle-version {current.version + 1}"
+            f"the bundle has version {ref.version}, but {newest} is out already; "
+            f"export with --bundle-version {newest + 1}"
         )
     blobs = {ref.manifest: stored}
     for file in _files(manifest):
@@ -148,20 +155,75 @@ def publish(home: ServerHome, bundle: Path) -> Manifest:
     for sha256, data in blobs.items():
         if not _holds(home.blobs.path(sha256), data):
             home.blobs.write(sha256, data)
-    home.catalog.release(manifest.name, ref, time.time())
+    if not staged:
+        check_listed(home.catalog, ref)
+    home.catalog.release(manifest.name, ref, time.time(), staged)
+    home.catalog.rollouts.retire(ended)
     return manifest
 
 
-def ingest(home: ServerHome, dataset: Dataset, progress: Callable[[int, int], None] = lambda done, total: None) -> int:
-    """Embed a data set's samples by the current encoder and add them to the pool. Returns how many are in it of that
-    data set: what an earlier run added, whether it was killed or not, is not added again.
+def add_document(home: ServerHome, data: bytes, now: float) -> tuple[str, int]:
+    """Take in a root or a list of bundles of the publisher's, if devices would. Returns its role and version.
 
-    dataset: its vocabulary must be that of the released model.
+    Raises:
+        InputError: it names another online key than this server's. TrustError: devices would refuse it.
+    """
+    log, role = home.catalog.rollouts, role_of(data)
+    newest = log.newest_documents()
+    if role == "root":
+        root = newest.get("root")
+        trusted = TrustedSet(root[1] if root else data)
+        if root:
+            trusted.update_root(data)
+        trusted.check_self_signed()
+        trusted.check_root(now)
+        if home.answer_signer.public not in trusted.root.public("online").values():
+            raise InputError(
+                "the root does not name this server's key for `online`: that is what `coda release keys` prints"
+            )
+        version = trusted.root.version
+    else:
+        if "root" not in newest:
+            raise InputError("a list of bundles is signed by keys that a root names; take in the root first")
+        found = check_listing(TrustedSet(newest["root"][1]).root, data, now)
+        if "bundles" in newest and found.version <= newest["bundles"][0]:
+            raise InputError(f"list {found.version} is not newer than {newest['bundles'][0]}, which devices have seen")
+        version = found.version
+    log.add_document(role, version, data, now)
+    return role, version
+
+
+def _make_way(home: ServerHome) -> list[str]:
+    """The rollouts to everyone that have ended, and would keep a newer release from its devices.
+
+    Raises:
+        InputError: one has not ended.
+    """
+    universal = [course for course in home.catalog.rollouts.policy().courses.values() if course.universal]
+    for course in universal:
+        if course.live:
+            raise InputError(
+                f"release {course.name} is {course.rollout.state} and means every device; complete it or roll it back "
+                "first, or stage this bundle with `coda release add`"
+            )
+    return [course.name for course in universal]
+
+
+def ingest(
+    home: ServerHome,
+    dataset: Dataset,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    version: int | None = None,
+) -> int:
+    """Embed a data set's samples by a bundle's encoder and add them to that encoder's pool. Returns how many are in it
+    of that data set: what an earlier run added, whether it was killed or not, is not added again.
+
+    dataset: its vocabulary must be that of the bundle's model. version: of the bundle; None: the current one.
 
     Raises:
         InputError: there is no release, or an item is not in its vocabulary.
     """
-    _, manifest = home.release()
+    _, manifest = home.release(version)
     if len(dataset.items) != manifest.tables["item"].rows:
         raise InputError(
             f"the data set has {len(dataset.items)} items, the released model {manifest.tables['item'].rows}: "

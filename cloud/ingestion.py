@@ -60,18 +60,19 @@ def ingest_tables(
     where: str,
     positive_at: float | None = None,
     show: Show = lambda stage, done, total: None,
+    version: int | None = None,
 ) -> Ingested:
     """Add the interactions of a Parquet or CSV file, of a folder of such, or of an fsspec URL of either.
 
     A row has user_id, item_id, timestamp and a label or a rating. positive_at: the least rating that counts as a like;
-    4 on a scale up to 5.
+    4 on a scale up to 5. version: of the bundle whose encoder embeds them; None: the current one.
 
     Raises:
         InputError: a table cannot be used, there is no release, or another ingestion is running.
         EngineUnavailable: the package that a URL needs is not installed. StoreError: the disk refuses; what was added
         stays.
     """
-    _, manifest = home.release()
+    _, manifest = home.release(version)
     encoder, pool = Encoder(manifest, home.blobs), home.pool(manifest)
     done = Ingested()
     with _workspace(home.path / "ingesting") as folder:

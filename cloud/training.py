@@ -7,6 +7,7 @@ FOLDER/newest.safetensors   weights, optimizer, random state and, as metadata, w
 FOLDER/best.safetensors     the weights of the best epoch
 FOLDER/state.json           what is known of the epochs that are done
 FOLDER/held-out.frame       samples that it was validated on
+FOLDER/tastes.safetensors   what `cloud.tastes` has learned beyond the best weights
 """
 
 from __future__ import annotations
@@ -27,13 +28,15 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 from torch.func import functional_call
 
+from cloud import tastes
 from cloud.datasets import Dataset, StreamedDataset
 from cloud.distributed import ALONE, Team
-from cloud.training_sets import TrainingSet, training_set
+from cloud.training_sets import TrainingSet, some_events, training_set
 from device_runtime.bundle import write_atomically
 from device_runtime.errors import InputError, StoreError
 from device_runtime.metrics import auc, mean_user_auc
 from device_runtime.samples import Float32, SampleBatch
+from device_runtime.stream import samples
 from device_runtime.tables import LocalTable, features
 from device_runtime.wire import encode_contribution
 from export import models
@@ -42,6 +45,7 @@ from export.checkpoint import (
     FORMAT,
     HELD_OUT,
     HELD_OUT_SAMPLES,
+    TASTES,
     EpochMetrics,
     Position,
     Trained,
@@ -56,6 +60,8 @@ Progress = Callable[[int, int, float], None]
 """Called with (epoch, share of the epoch done in thousandths, running loss)."""
 SAVE_EVERY = 300.0
 """Seconds between checkpoints within an epoch, at least."""
+TASTED = 1_000_000
+"""Events of a data set on disk that tastes are learned from, at most, about: of contributors drawn."""
 _NEWEST, _BEST, _STATE = "newest.safetensors", "best.safetensors", "state.json"
 _RANDOM = "random"
 
@@ -107,7 +113,20 @@ def train(
     while not run.state.finished and len(run.state.history) < settings.epochs:
         run.epoch()
     team.check_same("the trained model", *(t.numpy().tobytes() for t in model.state_dict().values()))
-    return load(out) if team.leads else Trained(model.eval(), run.state)
+    if not team.leads:
+        return Trained(model.eval(), run.state)
+    if not (out / TASTES).exists():
+        _save_tastes(out, dataset)
+    return load(out)
+
+
+def _save_tastes(out: Path, dataset: Dataset | StreamedDataset) -> None:
+    best = load(out).model
+    events = some_events(dataset, TASTED) if isinstance(dataset, StreamedDataset) else dataset.events
+    logits = predict(best, samples(events, best.schema))
+    found = tastes.learn(events.contributor, events.item, events.label, logits, len(dataset.items))
+    held = {} if found is None else {"taste": torch.from_numpy(found)}
+    write_atomically(out / TASTES, save_safetensors(held))
 
 
 def predict(model: Recommender, held_out: SampleBatch, batch: int = 1024) -> Float32:

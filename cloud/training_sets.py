@@ -18,7 +18,7 @@ import numpy.typing as npt
 from cloud.datasets import Dataset, StreamedDataset
 from device_runtime.errors import InputError
 from device_runtime.samples import Column, Int32, Int64, Ragged, SampleBatch, Schema
-from device_runtime.stream import samples
+from device_runtime.stream import Events, samples
 from export.checkpoint import TrainSettings
 
 BUFFER = 64
@@ -187,6 +187,19 @@ def read_between(
             parts.append(compact(samples(events, schema).take(wanted)))
             users.append(events.contributor[wanted])
     return SampleBatch.concatenate(parts), np.concatenate(users)
+
+
+def some_events(dataset: StreamedDataset, most: int) -> Events:
+    """About so many events at most, ordered: all those that may be trained on, of contributors drawn by chance."""
+    share, parts = min(1.0, most / len(dataset)), []
+    last = dataset.report.last if dataset.until is None else dataset.until
+    for number in range(dataset.blocks):
+        events = dataset.block(number)
+        first = int(events.contributor[0])
+        drawn = np.random.default_rng(number).random(int(events.contributor[-1]) - first + 1) < share
+        parts.append(events.take(drawn[events.contributor - first] & (events.timestamp <= last)))
+    columns = ("contributor", "item", "timestamp", "label", "observed")
+    return Events(*(np.concatenate([getattr(part, name) for part in parts]) for name in columns))
 
 
 def compact(batch: SampleBatch) -> SampleBatch:

@@ -110,7 +110,8 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     near the user's profile weighing most (docs/adr/0008). candidates: samples in the answer, at most.
     neighbours: samples of the pool, nearest to the profile, that weigh in pooled labels. core: the rank up to which
     they weigh 1 each; after it weights fall as exp(-sharpness * lack of similarity). shrinkage, near_shrinkage: samples
-    of residual 0 that an item's mean over the pool is shrunk by, and that over neighbours.
+    as predicted, at even odds, that an item's offset over the pool is shrunk by, and that over neighbours.
+    tastes: pooled candidates are also moved by what the user's own labels say of them (docs/adr/0010).
 
     classifier_epochs, classifier_rate: of the filter's training; 0 epochs leave the filter out. threshold: candidates
     below this probability of being the user's own are dropped. keep: candidates kept, at most. ratio_bound: how far the
@@ -124,24 +125,27 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     interpolation: share of the way from the cloud's weights to the tuned ones that is gone.
     freeze_histories: tuning moves an item's row as the item that is shown, not as a part of histories, and rows of
     the user's own items are put back: their labels are known, and every later history would carry the change.
+    row_steps: kept samples do not join the passes; instead, this many secant steps afterwards move the rows of their
+    items until soft labels are reached, by `table_rate` as a probe (docs/adr/0010). 0: they join the passes.
     judge: whether held-out samples may refuse the result. tolerance: standard errors by which the held-out loss may be
     worse without that being taken as evidence of harm.
     """
 
     matching: Literal["nearest", "pooled"] = "pooled"
     centroids: int = 8
-    candidates: int = 1000
+    candidates: int = 2000
     neighbours: int = 4096
     core: int = 500
     sharpness: float = 12.0
     shrinkage: float = 10.0
     near_shrinkage: float = 30.0
+    tastes: bool = True
     min_local: int = 8
     holdout: float = 0.2
     classifier_epochs: int = 5
     classifier_rate: float = 0.01
     threshold: float = 0.0
-    keep: int = 1000
+    keep: int = 2000
     ratio_bound: float = 1.5
     density_weights: bool = True
     outside_weight: float = 2.0
@@ -151,6 +155,7 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     table_rate: float = 0.5
     interpolation: float = 1.0
     freeze_histories: bool = True
+    row_steps: int = 2
     judge: bool = True
     tolerance: float = 2.0
 

@@ -1,8 +1,13 @@
 """Candidates as this user would meet them.
 
-Pooled candidates (`cloud/matching/pooled.py`) are means over many contributors: they come without a history, and with a
-residual r, by which labels differ from the cloud model's predictions, in place of a label. The device puts in its
-user's own history, and the label becomes the model's prediction for this user plus r.
+Pooled candidates (`cloud/matching/pooled.py`) are of many contributors each: they come without a history, and with an
+*offset* in place of a label, by which the logit of a like differs from what the cloud's model says. The device puts in
+its user's own history, and the label becomes the model's prediction for this user, moved by the offset.
+
+What everybody says of an item is one part of how far the model is off for this user; the other is the user's own. Where
+the bundle has *tastes* (`cloud/tastes.py`: a vector for each item, such that contributors' residuals are products with
+a vector of theirs), the device finds its user's vector from the local samples, by logistic regression with a normal
+prior, and adds the product to every candidate's offset: what the user's labels say of items that the user never met.
 """
 
 from __future__ import annotations
@@ -10,24 +15,73 @@ from __future__ import annotations
 import numpy as np
 
 from device_runtime.bundle import RoundSettings
-from device_runtime.model import Model
-from device_runtime.samples import Column, Float32, Ragged, SampleBatch
+from device_runtime.model import TASTE, Model
+from device_runtime.samples import Column, Float32, Float64, Ragged, SampleBatch
 from device_runtime.tables import LocalTable
+
+LARGEST_OFFSET = 4.0
+"""Of logits, either way: a pooled candidate's label is its offset, from -4 as 0 to 4 as 1."""
+_NEWTON = 5
 
 
 def as_own(
-    candidates: SampleBatch, local: SampleBatch, model: Model, table: LocalTable, settings: RoundSettings
+    candidates: SampleBatch,
+    local: SampleBatch,
+    known: SampleBatch,
+    model: Model,
+    table: LocalTable,
+    settings: RoundSettings,
 ) -> SampleBatch:
     """Candidates with soft labels and the history of the newest local sample; those that were not pooled as they are.
 
-    local: local samples, oldest first. table: base rows of both.
+    local: local samples, oldest first. known: those of them whose labels may be looked at. table: base rows of all.
     """
     if settings.matching != "pooled" or not len(candidates):
         return candidates
     own = with_history_of(candidates, local)
-    predicted = 1 / (1 + np.exp(-np.clip(model.logits(own, table, model.base), -30, 30)))
-    labels: Float32 = np.clip(predicted + 2 * candidates.labels - 1, 0, 1).astype(np.float32)
+    offset = np.zeros(len(table))
+    at = table.local(_items(candidates))
+    offset[at] = offsets(candidates.labels)
+    if settings.tastes and TASTE in table.tensors and len(known):
+        taste = np.asarray(table.tensors[TASTE], np.float64)
+        mine = table.local(_items(known))
+        logit = model.logits(known, table, model.base) + offset[mine]
+        offset += taste @ own_taste(taste[mine], logit, known.labels)
+    labels: Float32 = sigmoid(model.logits(own, table, model.base) + offset[at]).astype(np.float32)
     return SampleBatch(own.schema, own.columns, labels)
+
+
+def offsets(labels: Float32) -> Float64:
+    """float64 [n]: what the labels of pooled candidates stand for, in logits."""
+    found: Float64 = (2 * labels.astype(np.float64) - 1) * LARGEST_OFFSET
+    return found
+
+
+def as_labels(found: Float64) -> Float32:
+    """float32 [n]: the inverse of `offsets`, for those within its bounds; others become these."""
+    labels: Float32 = (0.5 + np.clip(found, -LARGEST_OFFSET, LARGEST_OFFSET) / (2 * LARGEST_OFFSET)).astype(np.float32)
+    return labels
+
+
+def own_taste(taste: Float64, logit: Float64, labels: Float32) -> Float64:
+    """float64 [k]: the user's vector w, the mode of prod_i P(label_i | logit_i + c + taste_i w) under standard normal
+    priors of w and of the constant c, which takes up how much this user likes on the whole.
+
+    taste: float64 [n, k]. logit, labels: [n].
+    """
+    x = np.column_stack([taste, np.ones(len(taste))])
+    w = np.zeros(x.shape[1])
+    for _ in range(_NEWTON):  # steps of Newton's method
+        p = sigmoid(logit + x @ w)
+        slope = x.T @ (labels - p) - w
+        w = w + np.linalg.solve((x * (p * (1 - p))[:, None]).T @ x + np.eye(len(w)), slope)
+    found: Float64 = w[:-1]
+    return found
+
+
+def sigmoid(logit: Float64 | Float32) -> Float64:
+    found: Float64 = 1 / (1 + np.exp(-np.clip(logit, -30, 30).astype(np.float64)))
+    return found
 
 
 def with_history_of(candidates: SampleBatch, local: SampleBatch) -> SampleBatch:
@@ -41,3 +95,7 @@ def with_history_of(candidates: SampleBatch, local: SampleBatch) -> SampleBatch:
         else:
             columns[name] = column
     return SampleBatch(candidates.schema, columns, candidates.labels)
+
+
+def _items(samples: SampleBatch) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    return np.asarray(samples.columns["item"]).astype(np.int64)

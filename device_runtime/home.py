@@ -3,27 +3,33 @@
 HOME/coda.db                  events, journal, what serves (store.py)
 HOME/device.key               the private key, readable by its owner only
 HOME/device.next.key          the one to replace it, while the server may not know it yet
+HOME/trust/                   the publisher's root and list of bundles, if the device was given a root (trust.py)
 HOME/blobs/                   bundle files by content hash
 HOME/weights/VERSION.safetensors
 HOME/rounds/ID/               working files of the round under way (working.py)
 HOME/ca.pem                   certificates to trust instead of the system's, if the server's authority is private
+HOME/profile.json             what the app tells of itself, by which releases are aimed: `messages.Profile`
 HOME/policy.json, conditions.json, foreground, triggers.json     see schedule.py and triggers.py
 HOME/cache/                   the ExecuTorch shim, where the machine has no other
 """
 
 from __future__ import annotations
 
+import hashlib
+import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from device_runtime.bundle import BlobStore, Manifest, move_durably, open_manifest, read_tensors
+import msgspec
+
+from device_runtime.bundle import BlobStore, Manifest, move_durably, open_manifest, read_tensors, write_atomically
 from device_runtime.engines import Engine, installed
-from device_runtime.errors import InputError, StoreError, WireError
+from device_runtime.errors import InputError, StoreError, TrustError, WireError
 from device_runtime.identity import Signer, check_public_key, device_id, rotation_text
 from device_runtime.locking import locked
-from device_runtime.messages import BundleRef, Enrolled, Enrolment, Rotation, from_json, to_json
+from device_runtime.messages import MAX_PROFILE, BundleRef, Enrolled, Enrolment, Profile, Rotation, from_json, to_json
 from device_runtime.model import Model, Weights
 from device_runtime.platform_info import capability
 from device_runtime.store import Store
@@ -31,6 +37,7 @@ from device_runtime.store import Store
 if TYPE_CHECKING:
     from device_runtime.counting import ByteCounter
     from device_runtime.transport import Transport
+    from device_runtime.trust import TrustedSet
 
 
 class DeviceHome:
@@ -65,8 +72,46 @@ class DeviceHome:
 
     @property
     def trusted(self) -> str:
-        """The release key that this device was given. Raises: InputError: it is not enrolled."""
+        """The release key that this device was given; with a root, the one that signed the bundle that serves. Raises:
+        InputError: it is not enrolled."""
         return self._enrolled("trusted")
+
+    def trusted_set(self) -> TrustedSet | None:
+        """The publisher's documents that this device holds; None if it was given a single key instead.
+
+        Raises:
+            StoreError: they are damaged.
+        """
+        root, listing = self.path / "trust" / "root.json", self.path / "trust" / "bundles.json"
+        if not root.exists():
+            return None
+        from device_runtime.trust import TrustedSet
+
+        try:
+            return TrustedSet(root.read_bytes(), listing.read_bytes() if listing.exists() else None)
+        except (OSError, TrustError) as error:
+            raise StoreError(f"{root.parent} is damaged ({error}); enrol again with --trust ROOT") from None
+
+    def keep_trusted(self, trusted: TrustedSet) -> None:
+        """Keep what a set has accepted; the list first, so that a cut never leaves a newer root with an older list."""
+        folder = self.path / "trust"
+        if trusted.listing_data:
+            write_atomically(folder / "bundles.json", trusted.listing_data)
+        else:
+            (folder / "bundles.json").unlink(missing_ok=True)
+        write_atomically(folder / "root.json", trusted.root_data)
+
+    def _start_trust(self, root: bytes) -> None:
+        """Begin with a root that was given by hand. The same one again changes nothing: it may have been followed."""
+        given = hashlib.sha256(root).hexdigest()
+        if self.store.setting("root_given") == given and (self.path / "trust" / "root.json").exists():
+            return
+        from device_runtime.trust import TrustedSet
+
+        started = TrustedSet(root)
+        started.check_self_signed()
+        self.keep_trusted(started)
+        self.store.set(root_given=given, fresh_until="0")
 
     @property
     def server(self) -> str:
@@ -88,6 +133,27 @@ class DeviceHome:
         return Transport(
             self.server, counter, signer=signer, device=self._id_of(signer), ca_file=self._ca_file, pulse=pulse
         )
+
+    @property
+    def device(self) -> str:
+        """The id that the server knows this device by. Raises: InputError: it is not enrolled."""
+        return self._enrolled("device")
+
+    def profile(self, engine: str) -> Profile:
+        """What `HOME/profile.json` tells of the app, completed by what is known here.
+
+        Raises:
+            InputError: the file is no profile, or says too much.
+        """
+        path = self.path / "profile.json"
+        try:
+            told = msgspec.json.decode(path.read_bytes(), type=Profile) if path.exists() else Profile()
+        except (OSError, msgspec.DecodeError) as error:
+            raise InputError(f"{path}: {error}; correct it, or remove it") from None
+        made = msgspec.structs.replace(told, os=told.os or platform.system().lower(), engine=engine)
+        if not (text := to_json(made)).isascii() or len(text) > MAX_PROFILE:
+            raise InputError(f"{path}: a profile is plain ASCII, and at most {MAX_PROFILE} bytes with what is added")
+        return made
 
     def _id_of(self, signer: Signer, server: str | None = None) -> str:
         """The id that a server knows a key by: that of the device's first key there, or else the key's own."""
@@ -123,12 +189,21 @@ class DeviceHome:
     def enrol(self, server: str, trusted: str, counter: ByteCounter) -> str:
         """Announce the device's key to a server; harmless if done before. Returns the device's id.
 
-        trusted: the public release key, hex, which bundles must be signed with from now on.
+        trusted: the public release key, hex, which bundles must be signed with from now on; or the text of a root
+        document (`trust`), which says whose bundles are believed from now on.
 
         Raises:
-            InputError: not a key or an address. TransportError: the server cannot be reached or refuses.
+            InputError: not a key or an address. TrustError: a root that its own keys have not signed. TransportError:
+            the server cannot be reached or refuses.
         """
-        trusted = check_public_key(trusted.strip())
+        root = trusted.encode() if trusted.lstrip().startswith("{") else b""
+        if root:
+            self._start_trust(root)
+            trusted = self.store.setting("trusted") or ""
+        else:
+            trusted = check_public_key(trusted.strip())
+            for name in ("root.json", "bundles.json"):
+                (self.path / "trust" / name).unlink(missing_ok=True)
         from device_runtime.connection import Address
         from device_runtime.transport import Transport
 
@@ -159,8 +234,10 @@ class DeviceHome:
 
     # -- what serves --------------------------------------------------------------------------------------------
 
-    def manifest(self, ref: BundleRef | None = None) -> Manifest:
+    def manifest(self, ref: BundleRef | None = None, trusted: str | None = None) -> Manifest:
         """The manifest of a bundle whose blob is held; by default of the one that serves. Verified anew each time.
+
+        trusted: the public key that must have signed it; by default `self.trusted`.
 
         Raises:
             InputError: no bundle has been pulled. TrustError: it is damaged.
@@ -177,7 +254,7 @@ class DeviceHome:
             raise StoreError(
                 f"cannot read the manifest {path}: {error.strerror}; run a round to pull it again"
             ) from None
-        return open_manifest(ref, stored, self.trusted)
+        return open_manifest(ref, stored, self.trusted if trusted is None else trusted)
 
     def model(self, engine: Engine) -> Model:
         """The serving bundle on an engine."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TypeVar
 
 import msgspec
@@ -9,6 +10,8 @@ import msgspec
 from device_runtime.errors import WireError
 
 _Message = TypeVar("_Message")
+MAX_PROFILE = 1024
+"""Bytes of a profile's JSON, which is ASCII: it travels in a header."""
 
 
 class Capability(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,6 +24,18 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
     cores: int = 0
     memory_mib: int = 0
     engines: dict[str, str] = {}
+
+
+class Profile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What an app tells of itself and its user's choices, by which releases may be aimed: `HOME/profile.json` on the
+    device. engine is filled in by the round. cohorts: that the user joined, such as "beta"; the operator may know of
+    others."""
+
+    app_version: str = ""
+    os: str = ""
+    engine: str = ""
+    locale: str = ""
+    cohorts: tuple[str, ...] = ()
 
 
 class Enrolment(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +80,25 @@ class BundleRef(msgspec.Struct, frozen=True, kw_only=True):
     signature: str
 
 
+class Announcement(BundleRef, frozen=True, kw_only=True, omit_defaults=True):
+    """Which bundle a device should have. The server signs the answer that this is, with the request's nonce.
+
+    device: whom it is for. expires: until when the device may go on without asking anew, seconds since 1970. root:
+    version of the newest root; listing_version, listing: version and sha256 of the newest list of bundles; 0 and ""
+    where the publisher has none (`trust`).
+    """
+
+    device: str = ""
+    expires: int = 0
+    root: int = 0
+    listing_version: int = 0
+    listing: str = ""
+
+    @property
+    def ref(self) -> BundleRef:
+        return BundleRef(**{name: getattr(self, name) for name in BundleRef.__struct_fields__})
+
+
 class PhaseOverhead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one phase of a round cost. The fields of the design's overhead record, per phase.
 
@@ -106,7 +140,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 class RoundReport(msgspec.Struct, frozen=True, kw_only=True):
     """What a device tells the cloud of a round: counts, verdict and cost; no sample, id or score.
 
-    round: chosen by the device, so that a report that is sent twice counts once.
+    round: chosen by the device, so that a report that is sent twice counts once. age_s: seconds from the round's start
+    to this sending, by the device's clock: reports wait while a device is offline.
     """
 
     round: str
@@ -119,6 +154,7 @@ class RoundReport(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Verdict | None
     phases: list[PhaseOverhead]
     error: str = ""
+    age_s: float = 0.0
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,6 +163,12 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     title: str
     status: int
     detail: str = ""
+
+
+def profile_digest(profile: Profile, root: int = 0, listing: int = 0) -> str:
+    """8 hex digits, by which both sides see whether the server knows a device's profile, and the device the publisher's
+    documents: their versions, 0 for a device that was given a key instead."""
+    return hashlib.sha256(to_json((profile, root, listing))).hexdigest()[:8]
 
 
 def to_json(message: object) -> bytes:

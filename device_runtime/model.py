@@ -20,6 +20,8 @@ from device_runtime.wire import Rows
 
 VOCABULARY = "item"
 """The vocabulary whose rows are sliced and sent in shards."""
+TASTE = "taste"
+"""The tensor of item rows that no graph takes: see `candidates`. A bundle need not have it."""
 
 
 @dataclass(frozen=True)

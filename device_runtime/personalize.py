@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from device_runtime.bundle import RoundSettings
+from device_runtime.candidates import sigmoid
 from device_runtime.engines import Array
 from device_runtime.messages import Verdict
 from device_runtime.metrics import auc, log_loss, losses
 from device_runtime.model import VOCABULARY, Model, Weights
-from device_runtime.samples import Float32, Int64, SampleBatch
+from device_runtime.reach import apart, reach, sliced
+from device_runtime.samples import Float32, Float64, Int64, Ragged, SampleBatch
 from device_runtime.tables import LocalTable, features
 from device_runtime.trainer import initial_state, train
 from device_runtime.wire import Rows
@@ -51,22 +55,67 @@ def tune(
     """New weights after `epochs` passes over local samples (weight 1) and kept ones (`outside_weight` times theirs),
     or those at a share of the way (`interpolation`).
 
+    With `row_steps`, passes are over local samples alone, and afterwards the kept items' rows are moved until the new
+    weights' logits differ from the local passes' by as much as the soft labels from the given weights' (`reach`).
     table: must hold the rows of both. The weights given stay as they are.
 
     Raises:
         EngineError: the training diverged; nothing of it is returned.
     """
-    step = model.graph("step")
     values = model.values("step", weights, table)
-    samples, weight = local, np.ones(len(local), np.float32)
-    labels = _labels(model, weights, table, local, settings)
-    if kept is not None and kept_weights is not None and len(kept):
-        samples = SampleBatch.concatenate([local, kept])
-        weight = np.concatenate([weight, settings.outside_weight * kept_weights]).astype(np.float32)
-        labels = np.concatenate([labels, _labels(model, weights, table, kept, settings)])
+    given = kept if kept is not None and kept_weights is not None and len(kept) else None
+    if given is None or kept_weights is None:
+        trained = _passes(model, weights, table, values, [(local, 1.0)], local, settings, rng)
+    elif settings.row_steps:
+        trained = dict(values)
+        if len(local):
+            trained = _passes(model, weights, table, values, [(local, 1.0)], local, settings, rng)
+        share = np.clip(2 * kept_weights.astype(np.float64), 0, 1)
+        change = share * (_logit(given.labels) - model.logits(given, table, weights))
+        past = [c.values for c in given.columns.values() if isinstance(c, Ragged)]
+        own = table.local(np.concatenate([local.ids(VOCABULARY), *past]))
+        trained = reach(
+            model,
+            trained,
+            table,
+            given,
+            change,
+            own,
+            steps=settings.row_steps,
+            probe=settings.table_rate,
+            rng=rng,
+        )
+    else:
+        parts: list[tuple[SampleBatch, float | Float32]] = [(local, 1.0)]
+        parts.append((given, (settings.outside_weight * kept_weights).astype(np.float32)))
+        trained = _passes(model, weights, table, values, parts, local, settings, rng)
+    if settings.interpolation < 1:
+        for name in model.spec("step").carry.values():
+            if name in values:
+                before, after = values[name].astype(np.float32), trained[name].astype(np.float32)
+                trained[name] = before + np.float32(settings.interpolation) * (after - before)
+    return _personal(model, trained, values, table)
+
+
+def _passes(
+    model: Model,
+    weights: Weights,
+    table: LocalTable,
+    values: dict[str, Array],
+    parts: Sequence[tuple[SampleBatch, float | Float32]],
+    local: SampleBatch,
+    settings: RoundSettings,
+    rng: np.random.Generator,
+) -> dict[str, Array]:
+    """Values after passes over all parts at once. parts: samples and their weight. local: whose rows are put back."""
+    step = model.graph("step")
+    used = [(samples, weight) for samples, weight in parts if len(samples)]
+    samples = SampleBatch.concatenate([part for part, _ in used]) if len(used) != 1 else used[0][0]
+    weight = np.concatenate([np.full(len(part), mass, np.float32) for part, mass in used])
+    labels = np.concatenate([_labels(model, weights, table, part, settings) for part, _ in used])
     columns, start = features(samples, {VOCABULARY: table}), values
     if settings.freeze_histories:
-        columns, start = _apart(model, columns, values, len(table))
+        columns, start = apart(model, columns, values, len(table))
     trained, _ = train(
         step,
         {**start, **initial_state(step.spec, start)},
@@ -79,39 +128,17 @@ def tune(
         table_rate=settings.table_rate,
     )
     if settings.freeze_histories:
-        trained |= {n: trained[n][: len(table)].copy() for n in _sliced(model)}
+        trained |= {n: trained[n][: len(table)].copy() for n in sliced(model)}
         own = table.local(local.ids(VOCABULARY))  # what histories are made of, now or at the next like
-        for name in _sliced(model):
+        for name in sliced(model):
             trained[name][own] = values[name][own]
-    if settings.interpolation < 1:
-        for name in step.spec.carry.values():
-            if name in values:
-                before, after = values[name].astype(np.float32), trained[name].astype(np.float32)
-                trained[name] = before + np.float32(settings.interpolation) * (after - before)
-    return _personal(model, trained, values, table)
+    return trained
 
 
-def _apart(
-    model: Model, columns: dict[str, Array], values: dict[str, Array], rows: int
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Features and values with a second copy of every row, which histories point to: it trains, and is thrown away.
-
-    A user's history is in each of their samples. Were its rows to move with every one, the user's whole profile would
-    drift at the rate that is meant for an item seen once.
-    """
-    histories = {f.name for f in model.manifest.schema.features if f.kind == "ids" and f.vocabulary == VOCABULARY}
-    moved = {n: _shifted(c, rows) if n in histories else c for n, c in columns.items()}
-    return moved, values | {n: np.concatenate([values[n], values[n]]) for n in _sliced(model)}
-
-
-def _shifted(ids: Array, rows: int) -> Array:
-    at = ids.astype(np.int64)
-    return np.where(at > 0, at + rows, at)
-
-
-def _sliced(model: Model) -> list[str]:
-    """The step's params and attributes that are cut to the rows at hand."""
-    return [t.name for t in model.spec("step").of("param", "attribute") if t.table == VOCABULARY]
+def _logit(probability: Float32) -> Float64:
+    p = np.clip(probability.astype(np.float64), 1e-6, 1 - 1e-6)
+    found: Float64 = np.log(p / (1 - p))
+    return found
 
 
 def _labels(
@@ -119,8 +146,8 @@ def _labels(
 ) -> Float32:
     if not settings.label_correction or not len(samples):
         return samples.labels
-    logit = model.logits(samples, table, weights).astype(np.float64)
-    return corrected(samples.labels, float(np.mean(1 / (1 + np.exp(-np.clip(logit, -30, 30))))))
+    logit = model.logits(samples, table, weights)
+    return corrected(samples.labels, float(np.mean(sigmoid(logit))))
 
 
 def _personal(model: Model, trained: dict[str, Array], before: dict[str, Array], table: LocalTable) -> Weights:

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from device_runtime.bundle import FileRef, files_of
 from device_runtime.engines import Engine
 from device_runtime.engines.selftest import self_test, trial
 from device_runtime.errors import TrustError, WireError
 from device_runtime.home import DeviceHome
-from device_runtime.messages import BundleRef, from_json
+from device_runtime.identity import answer_text, verify
+from device_runtime.messages import Announcement, BundleRef, from_json, profile_digest, to_json
 from device_runtime.meter import Meter
 from device_runtime.model import VOCABULARY, Model
-from device_runtime.transport import Transport
+from device_runtime.transport import Answer, Transport
+from device_runtime.trust import MAX_ROOTS, TrustedSet
 
 
-def pull(home: DeviceHome, transport: Transport, engine: Engine, meter: Meter) -> tuple[Model, BundleRef]:
-    """The current bundle, with the rows of the device's own items; only what is lacking is fetched.
+def pull(
+    home: DeviceHome, transport: Transport, engine: Engine, meter: Meter, now: Callable[[], float] = time.time
+) -> tuple[Model, BundleRef]:
+    """The bundle that this device should have, with the rows of its own items; only what is lacking is fetched.
+
+    now: seconds since 1970, by which the publisher's documents expire.
 
     Raises:
         TransportError, TrustError, WireError, StoreError: it could not be had; what served before still does.
         SelfTestFailed, EngineError: the engine does not train with it.
     """
     with meter.phase("pull"):
-        ref, etag = _announced(home, transport)
+        found = announced(home, transport, engine, now())
+        ref = found.ref
         transport.fetch_blob(FileRef(ref.manifest, ref.size, ref.size, "none"), home.blobs, "manifest")
-        manifest = home.manifest(ref)
+        manifest = home.manifest(ref, found.trusted)
         for name, blob in files_of(manifest, engine.format).items():
             transport.fetch_blob(blob, home.blobs, "graphs" if name.startswith("graph") else "weights")
         model = Model.open(manifest, engine, home.blobs)
@@ -34,27 +45,105 @@ def pull(home: DeviceHome, transport: Transport, engine: Engine, meter: Meter) -
         with meter.phase("self-test"):
             try_engine(model)
             home.store.pass_test(what)
-    home.store.use_bundle(ref, etag)
+    home.store.use_bundle(ref, found.etag, found.trusted)
+    transport.bundle, transport.stale = ref.version, ""
     return model, ref
 
 
-def _announced(home: DeviceHome, transport: Transport) -> tuple[BundleRef, str]:
-    serving = home.store.bundle()
-    headers = {"If-None-Match": serving[1]} if serving else {}
+@dataclass(frozen=True)
+class Found:
+    """The bundle that a device should have. etag: of its announcement. trusted: the public key that its manifest must
+    be signed with."""
+
+    ref: BundleRef
+    etag: str
+    trusted: str
+
+
+def announced(home: DeviceHome, transport: Transport, engine: Engine, now: float) -> Found:
+    """What this device has, if a small question says that nothing is new; else what a signed call says.
+
+    Raises:
+        TrustError: what was announced may not be taken.
+    """
+    serving, profile, trusted = home.store.bundle(), home.profile(engine.name), home.trusted_set()
+    # for as long as the server's last statement holds: whoever keeps news from the device could answer the question too
+    asks = serving and (trusted is None or now < float(home.store.setting("fresh_until") or 0))
+    known = (trusted.root.version, trusted.listing.version if trusted.listing else 0) if trusted else (0, 0)
+    if serving and asks and _up_to_date(home, transport, serving[0].version, profile_digest(profile, *known)):
+        return Found(*serving, home.trusted)
+    headers = {"CoDA-Profile": to_json(profile).decode()}
+    if serving and trusted is None:
+        headers["If-None-Match"] = serving[1]
     answer = transport.request(
-        "GET", "/v1/bundle", label="bundle", accept="application/json", accept_status=(200, 304), headers=headers
+        "GET",
+        "/v1/bundle",
+        label="bundle",
+        accept="application/json",
+        headers=headers,
+        accept_status=(200, 304) if trusted is None else (200,),
     )
     if answer.headers.get("CoDA-Rotate-Key"):
         home.store.set(rotation="due")
     if answer.status == 304 and serving:
-        return serving
-    ref = from_json(answer.body, BundleRef, "the announced bundle")
-    if serving and ref.version < serving[0].version:
+        return Found(*serving, home.trusted)
+    said = from_json(answer.body, Announcement, "the announced bundle")
+    etag = answer.headers.get("ETag", "")
+    if trusted is not None:
+        public = _by_the_publisher(home, transport, trusted, answer, said, now)
+        home.store.set(fresh_until=str(said.expires))
+        return Found(said.ref, etag, public)
+    if serving and said.version < serving[0].version:
+        _check_rolled_back(home, transport, answer, said, serving[0])
+    return Found(said.ref, etag, home.trusted)
+
+
+def _up_to_date(home: DeviceHome, transport: Transport, version: int, profile: str) -> bool:
+    """By a question of few bytes. A "no" may come from anybody: the signed call that follows tells the truth."""
+    path = f"/v1/stale/{home.device}/{version}/{profile}"
+    answer = transport.request("GET", path, label="bundle", accept_status=(200, 204, 404), signed=False)
+    return answer.status == 204
+
+
+def _check_rolled_back(
+    home: DeviceHome, transport: Transport, answer: Answer, ref: BundleRef, serving: BundleRef
+) -> None:
+    """An older bundle is taken only from the server that this device trusts, in an answer to this very request.
+
+    Raises:
+        TrustError: nobody who may has said so.
+    """
+    try:
+        signature = answer.headers.get("CoDA-Signature", "")
+        verify(home.manifest(serving).answer_key, answer_text(answer.nonce, answer.body), signature)
+    except TrustError:
         raise TrustError(
-            f"{transport.base_url} announces bundle {ref.version}, but this device already has "
-            f"{serving[0].version}; an older one is refused (a replay, or a server restored from an old copy)"
-        )
-    return ref, answer.headers.get("ETag", "")
+            f"{transport.base_url} announces bundle {ref.version}, but this device already has {serving.version}; an "
+            "older one is refused unless the server signs that it was rolled back (a replay, or an old server)"
+        ) from None
+
+
+def _by_the_publisher(
+    home: DeviceHome, transport: Transport, trusted: TrustedSet, answer: Answer, said: Announcement, now: float
+) -> str:
+    """Follow the publisher's documents to the bundle that is announced, and keep what was accepted on the way. Returns
+    the public key that its manifest must be signed with."""
+    text, signature = answer_text(answer.nonce, answer.body), answer.headers.get("CoDA-Signature", "")
+    # a newer root proves itself: it may be taken before it is known who announces it, whose key it may have replaced
+    for _ in range(min(max(said.root - trusted.root.version, 0), MAX_ROOTS)):
+        trusted.update_root(_document(transport, "root", trusted.root.version + 1))
+        home.keep_trusted(trusted)
+    trusted.check_statement(text, signature)
+    trusted.check_announcement(said, home.device, now)
+    if not trusted.has_listing(said):
+        trusted.update_listing(_document(transport, "bundles", said.listing_version), said, now)
+        home.keep_trusted(trusted)
+    return trusted.check_bundle(said.ref, now)
+
+
+def _document(transport: Transport, role: str, version: int) -> bytes:
+    path = f"/v1/metadata/{role}/{version}"
+    return transport.request("GET", path, label="metadata", accept="application/json", signed=False).body
 
 
 def try_engine(model: Model) -> None:

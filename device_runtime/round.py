@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save as save_safetensors
@@ -103,7 +104,9 @@ class Round:
         self.home, self.transport, self.options = home, transport, options
         self.engine = engine if pulse is None else AskingEngine(engine, pulse)
         self.meter = Meter(home.path, transport.counter, sensors)
-        self._before = dict(transport.counter.by_label)
+        self._before, self._now = dict(transport.counter.by_label), now
+        serving = home.store.bundle()
+        transport.bundle = serving[0].version if serving else 0
         self.id, self.state, self.progress = self._open(now())
         self._phases, self._traffic_before = list(self.progress.phases), dict(self.progress.traffic)
         self.files = WorkingFiles(home.rounds / self.id)
@@ -213,7 +216,7 @@ class Round:
     def _pull(self) -> str:
         self.__dict__.pop("model", None)
         self.__dict__.pop("local", None)
-        self.model, ref = pull(self.home, self.transport, self.engine, self.meter)
+        self.model, ref = pull(self.home, self.transport, self.engine, self.meter, self._now)
         self.progress.bundle, self.progress.manifest = ref.version, ref.manifest
         return "pulled"
 
@@ -267,7 +270,7 @@ class Round:
         with self.meter.phase("filter"):
             embeddings = self._tensors("encoded")["embeddings"].astype(np.float32)[: len(local.train)]
             table = model.table(self._ids(), model.base, self.rows)
-            candidates = as_own(answer.candidates, local.everything, model, table, settings)
+            candidates = as_own(answer.candidates, local.everything, local.train, model, table, settings)
             start = model.manifest.filter_from
             found = filtering.filter_candidates(
                 model.graph("classifier_score"),
@@ -374,18 +377,20 @@ class Round:
         report = self._report(error)
         self.home.store.finish_round(self.id, state, report, self.progress)
         self.files.clear()
-        waiting = [(row.id, row.report) for row in self.home.store.rounds() if row.report and not row.delivered]
+        waiting = [(row, row.report) for row in self.home.store.rounds() if row.report and not row.delivered]
         try:
-            for round_id, late in waiting[-_OUTBOX:]:
-                body = encode_report(late)
+            for row, late in waiting[-_OUTBOX:]:
+                age_s = round(max(self._now() - row.started, 0.0), 1)
+                body = encode_report(msgspec.structs.replace(late, age_s=age_s))
                 self.transport.request(
                     "POST", "/v1/reports", body, label="report", content_type=FRAME, accept_status=(204,)
                 )
-                self.home.store.mark_delivered(round_id)
+                self.home.store.mark_delivered(row.id)
         except (TransportError, Yielded):
             pass  # the outbox keeps them for the next round
         self._note_cost()
         self.home.store.note_progress(self.id, self.progress)
+        self.home.store.set(stale=self.transport.stale)
         return RoundResult(report, self.progress.view, self.progress.traffic, self.progress.resumed, self.meter.cost_s)
 
     def _report(self, error: str) -> RoundReport:

@@ -146,9 +146,12 @@ class Store:
             row = self._db.execute("SELECT ref, etag FROM bundle").fetchone()
         return None if row is None else (from_json(row[0], BundleRef, "the stored bundle"), row[1])
 
-    def use_bundle(self, ref: BundleRef, etag: str) -> None:
+    def use_bundle(self, ref: BundleRef, etag: str, trusted: str = "") -> None:
+        """Let a bundle serve. trusted: the key that its manifest is signed with, if that may have changed."""
         with self._transaction():
             self._db.execute("INSERT OR REPLACE INTO bundle VALUES (1, ?, ?)", (to_json(ref), etag))
+            if trusted:
+                self._db.execute("INSERT OR REPLACE INTO settings VALUES ('trusted', ?)", (trusted,))
 
     def weights(self) -> tuple[str, int] | None:
         """Version and bundle of the personal weights that serve; None where the bundle's own do."""

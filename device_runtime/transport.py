@@ -74,7 +74,12 @@ class Answer:
 
 
 class Transport:
-    """The device's side of all calls to one server, over one kept connection. One thread at a time."""
+    """The device's side of all calls to one server, over one kept connection. One thread at a time.
+
+    Attributes:
+        bundle: the version that the device runs, told on signed requests; 0 if it has none.
+        stale: what answers have said to be stale, such as "bundle"; "" if nothing was.
+    """
 
     def __init__(
         self,
@@ -105,6 +110,7 @@ class Transport:
         address = Address.parse(base_url)
         self.base_url = address.url
         self.counter = counter
+        self.bundle, self.stale = 0, ""
         self._signer, self._device = signer, device
         self._limits = limits
         self._sleep, self._clock, self._uniform = sleep, clock, uniform
@@ -141,12 +147,13 @@ class Transport:
         accept: str = "",
         accept_status: Collection[int] = (200,),
         headers: Mapping[str, str] | None = None,
+        signed: bool = True,
     ) -> Answer:
         """Make a call, as often as the limits allow, until its answer has one of the accepted statuses.
 
         path: what follows the base URL; the signature covers it as given here. label: the message that the bytes
         count for. content_type: of the body, sent if there is one. accept: the media type that the answer's body
-        must have; "" is any but HTML.
+        must have; "" is any but HTML. signed: False for what anybody may ask.
 
         Raises:
             Unreachable: no answer, an incomplete one, or one from something else than a CoDA server.
@@ -160,18 +167,19 @@ class Transport:
             fixed["Content-Type"] = content_type
         if accept:
             fixed["Accept"] = accept
+        signer = self._signer if signed else None
+        if signer is not None and self.bundle:
+            fixed["CoDA-Bundle"] = str(self.bundle)
 
-        def signed() -> Mapping[str, str]:
-            if self._signer is None:
+        def heads() -> Mapping[str, str]:
+            if signer is None:
                 return fixed
             return fixed | {
-                "Authorization": self._signer.authorization(
-                    self._device, method, path, body, self._clock() + self._offset_s
-                )
+                "Authorization": signer.authorization(self._device, method, path, body, self._clock() + self._offset_s)
             }
 
         def once() -> Answer:
-            with self._connection.exchange(method, path, body, signed, label) as (response, sent):
+            with self._connection.exchange(method, path, body, heads, label) as (response, sent):
                 if response.status in accept_status and _media_type(response.msg) == _PAGE:
                     raise self._not_ours(response.msg, accept)
                 content = b"".join(self._connection.chunks(response, self._limits.max_answer_bytes))
@@ -182,6 +190,7 @@ class Transport:
                 if answer.status == 401 and isinstance(refusal, Refused) and self._learn_time(answer.headers):
                     raise MayPassError(refusal, 0.0)
                 raise refusal
+            self.stale = response.msg.get("CoDA-Stale", self.stale)
             if content and accept not in ("", _media_type(answer.headers)):
                 raise self._not_ours(answer.headers, accept)
             return answer

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import numpy as np
 from safetensors.torch import load as load_safetensors
 
 from device_runtime.errors import InputError, StoreError, WireError
-from device_runtime.samples import SampleBatch
+from device_runtime.samples import Float32, SampleBatch
 from device_runtime.wire import decode_contribution
 from export import models
 from export.models.base import Catalogue, Recommender
@@ -26,6 +27,8 @@ HELD_OUT = "held-out.frame"
 """Samples that the model was validated on, as a contribution frame (docs/wire.md)."""
 HELD_OUT_SAMPLES = 10_000
 """At most: drawn by the seed where there are more."""
+TASTES = "tastes.safetensors"
+"""`taste` float32 [items, width] (`cloud/tastes.py`), or nothing where devices are better off without."""
 
 
 class TrainSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -87,11 +90,13 @@ class TrainState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass
 class Trained:
-    """A trained model and what is known of it. held_out: samples that it was validated on, or some of them."""
+    """A trained model and what is known of it. held_out: samples that it was validated on, or some of them. tastes:
+    float32 [items, width], see `cloud/tastes.py`; None where there are none."""
 
     model: Recommender
     state: TrainState
     held_out: SampleBatch | None = None
+    tastes: Float32 | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -117,7 +122,20 @@ def load(folder: Path) -> Trained:
     catalogue = Catalogue(len(state.keys), state.categories, tensors.pop(CATEGORIES))
     model = models.create(state.settings.model, catalogue, state.settings.history)
     model.load_state_dict(tensors)
-    return Trained(model.eval(), state, _held_out(folder / HELD_OUT, model))
+    return Trained(model.eval(), state, _held_out(folder / HELD_OUT, model), _tastes(folder / TASTES, state))
+
+
+def _tastes(path: Path, state: TrainState) -> Float32 | None:
+    """Raises: StoreError: damaged. A folder of an older version has none."""
+    if not path.exists():
+        return None
+    try:
+        found = load_safetensors(path.read_bytes()).get("taste")
+    except Exception as error:
+        raise StoreError(f"{path} is damaged: {error}") from None
+    if found is not None and len(found) != len(state.keys):
+        raise StoreError(f"{path} has {len(found)} rows for {len(state.keys)} items; delete it and train again")
+    return None if found is None else np.asarray(found.numpy(), np.float32)
 
 
 def _held_out(path: Path, model: Recommender) -> SampleBatch | None:

@@ -35,8 +35,9 @@ from device_runtime.engines.spec import GraphSpec
 from device_runtime.errors import InputError
 from device_runtime.identity import Signer, check_public_key, key_id
 from device_runtime.messages import BundleRef, to_json
+from device_runtime.model import TASTE
 from device_runtime.quantized import SCALE, widened
-from device_runtime.samples import SampleBatch
+from device_runtime.samples import Float32, SampleBatch
 from device_runtime.tables import Shard, shard_of
 from export.audit import audited
 from export.checkpoint import Trained
@@ -66,7 +67,8 @@ class Source:
     """What there is to package.
 
     keys: external item keys by vocabulary id; keys[0] is padding and ignored. rank_weights: how weights are stored.
-    held_out: labelled samples that the model was not trained on, on which the cost of that in AUC is measured.
+    held_out: labelled samples that the model was not trained on, on which the cost of that in AUC is measured. tastes:
+    float32 [items, width], rows that no graph takes (`cloud/tastes.py`).
     """
 
     name: str
@@ -79,6 +81,7 @@ class Source:
     training: Training = field(default_factory=Training)
     rank_weights: WeightForm = "fp32"
     held_out: SampleBatch | None = None
+    tastes: Float32 | None = None
 
     @classmethod
     def of(
@@ -101,6 +104,7 @@ class Source:
             training or Training(),
             rank_weights,
             trained.held_out,
+            trained.tastes,
         )
 
 
@@ -141,6 +145,8 @@ def build(
     dense = narrowed({n: t for n, t in held.items() if n not in model.sliced}, source.rank_weights, rows=False)
     rows = narrowed({n: held[n] for n in model.sliced}, source.rank_weights, rows=True)
     rank_weights = loss_of(model, dense | rows, source.rank_weights, source.held_out)
+    if source.tastes is not None:
+        rows |= narrowed({TASTE: source.tastes}, "int8", rows=True)
     torch.manual_seed(version)
     classifier = SampleClassifier(model.width - model.filter_from)
     trials = {

@@ -126,6 +126,25 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
     )
 
 
+def reversion(bundle: Path, published: Published, version: int, **changes: object) -> None:
+    """Make a bundle folder one of another version, changed as told, and sign it anew: a manifest and no other file."""
+    import msgspec
+
+    from device_runtime.bundle import open_manifest, pack_file
+    from device_runtime.identity import Signer, key_id
+    from device_runtime.messages import BundleRef, to_json
+    from export.package import read_ref
+
+    signer, old = Signer.open(published.home.parent / "release.key"), read_ref(bundle)
+    manifest = open_manifest(old, (bundle / "blobs" / old.manifest).read_bytes(), signer.public)
+    plain = to_json(msgspec.structs.replace(manifest, version=version, **changes))
+    file, stored = pack_file(plain)
+    (bundle / "blobs" / file.sha256).write_bytes(stored)
+    key, signature = key_id(signer.public), signer.sign(plain)
+    ref = BundleRef(version=version, manifest=file.sha256, size=file.size, key=key, signature=signature)
+    (bundle / "bundle.json").write_bytes(to_json(ref))
+
+
 @pytest.fixture
 def serving(published: Published, tmp_path: Path) -> Callable[..., object]:
     """A context manager that runs a real uvicorn server, in a thread, over a copy of the published home."""

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import msgspec
 from sqlalchemy import Connection, Row, and_, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from cloud.catalog.database import connect, explained
 from cloud.catalog.nonces import NonceLog
+from cloud.catalog.operators import OperatorLog
 from cloud.catalog.records import Device, Release, RoundRow, columns_of, device_class
+from cloud.catalog.rollouts import RolloutLog, Voice, hear
 from cloud.catalog.tables import CONTRIBUTED, DEVICES, RELEASES, REPORTS
 from device_runtime.errors import InputError, TrustError
 from device_runtime.identity import device_id
-from device_runtime.messages import BundleRef, RoundReport, from_json, to_json
+from device_runtime.messages import BundleRef, Profile, RoundReport, from_json, to_json
 
 _DAY_S = 86_400
 _EVERYBODY = ""
@@ -33,6 +36,8 @@ class Catalog:
     def __init__(self, url: str) -> None:
         self._engine = connect(url)
         self._nonces = NonceLog(self._begin)
+        self.rollouts = RolloutLog(self._begin)
+        self.operators = OperatorLog(self._begin)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -80,6 +85,12 @@ class Catalog:
             counted = select(func.count()).select_from(DEVICES).where(DEVICES.c.seen >= seen_since)
             return int(db.execute(counted).scalar_one())
 
+    def note_profile(self, device: str, profile: Profile) -> None:
+        """Keep what a device tells of itself."""
+        with self._begin() as db:
+            told = msgspec.to_builtins(profile)
+            db.execute(update(DEVICES).where(DEVICES.c.id == device).values(profile=told))
+
     def revoke(self, device: str) -> bool:
         """Refuse a device's requests from now on. False if there is none of that id."""
         with self._begin() as db:
@@ -110,13 +121,13 @@ class Catalog:
 
     # -- releases -----------------------------------------------------------------------------------------------
 
-    def release(self, name: str, ref: BundleRef, now: float) -> None:
-        """Make a bundle the current one.
+    def release(self, name: str, ref: BundleRef, now: float, staged: bool = False) -> None:
+        """Take in a bundle. Unless it is staged for a rollout, it is the current one then.
 
         Raises:
             InputError: a bundle of this version is out already; a release never changes.
         """
-        row = {"version": ref.version, "name": name, "ref": to_json(ref), "published": now}
+        row = {"version": ref.version, "name": name, "ref": to_json(ref), "published": now, "staged": staged}
         try:
             with self._begin() as db:
                 db.execute(insert(RELEASES).values(**row))
@@ -124,19 +135,27 @@ class Catalog:
             raise InputError(f"a bundle of version {ref.version} is out already; export it as a later one") from None
 
     def releases(self) -> list[Release]:
-        """Newest first; the first is the current one."""
+        """Newest first; the first that is not staged is the current one."""
         with self._begin() as db:
             rows = db.execute(select(RELEASES).order_by(RELEASES.c.version.desc())).all()
-        return [Release(row.name, from_json(row.ref, BundleRef, "a release"), row.published) for row in rows]
+        return [
+            Release(row.name, from_json(row.ref, BundleRef, "a release"), row.published, row.staged) for row in rows
+        ]
 
     def current(self) -> BundleRef | None:
-        found = self.releases()
-        return found[0].ref if found else None
+        """What devices get that no rollout means."""
+        return next((found.ref for found in self.releases() if not found.staged), None)
+
+    def bundle(self, version: int) -> BundleRef | None:
+        with self._begin() as db:
+            row = db.execute(select(RELEASES.c.ref).where(RELEASES.c.version == version)).first()
+        return None if row is None else from_json(row.ref, BundleRef, "a release")
 
     # -- reports ------------------------------------------------------------------------------------------------
 
-    def report(self, device: str, report: RoundReport, now: float) -> RoundRow | None:
-        """Store a round's report. None if the device has reported this round before; the first one stays."""
+    def report(self, device: str, report: RoundReport, now: float, voice: Voice | None = None) -> RoundRow | None:
+        """Store a round's report, and what it says of a rollout. None if the device has reported this round before; the
+        first one stays, and counts."""
         row = {"device": device, "round": report.round, "bundle": report.bundle, "report": to_json(report)}
         known = self.device(device)
         columns = columns_of(report, known.device_class if known else device_class({}))
@@ -144,9 +163,29 @@ class Catalog:
         try:
             with self._begin() as db:
                 db.execute(insert(REPORTS).values(**row, received=now, **columns))
+                if voice is not None:
+                    hear(db, voice)
         except IntegrityError:
             return None
         return line
+
+    def reports_of(self, bundle: int, before: float, limit: int) -> list[RoundReport]:
+        """The newest reports of rounds with a bundle that came before a moment, newest first."""
+        which = (REPORTS.c.bundle == bundle) & (REPORTS.c.received < before)
+        newest = select(REPORTS.c.report).where(which).order_by(REPORTS.c.received.desc()).limit(limit)
+        with self._begin() as db:
+            return [from_json(row.report, RoundReport, "a report") for row in db.execute(newest)]
+
+    def served_auc(self, device: str, bundle: int) -> float | None:
+        """By its judge, of what served after the device's last round with a bundle that had both classes held out."""
+        which = (REPORTS.c.device == device) & (REPORTS.c.bundle == bundle) & REPORTS.c.auc_after.is_not(None)
+        columns = select(REPORTS.c.outcome, REPORTS.c.auc_before, REPORTS.c.auc_after)
+        with self._begin() as db:
+            row = db.execute(columns.where(which).order_by(REPORTS.c.received.desc()).limit(1)).first()
+        if row is None:
+            return None
+        found: float | None = row.auc_after if row.outcome == "activated" else row.auc_before
+        return found
 
     def reports(self) -> list[tuple[str, RoundReport]]:
         """(device, report), in the order of their arrival."""
@@ -219,4 +258,6 @@ def _device(row: Row[tuple[object, ...]]) -> Device:
         row.enrolled,
         row.seen,
         device_class(row.capability),
+        str(row.capability.get("system", "")).partition(" ")[0].lower(),
+        msgspec.convert(row.profile or {}, Profile),
     )

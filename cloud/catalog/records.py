@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from device_runtime.messages import BundleRef, PhaseOverhead, RoundReport
+from device_runtime.messages import BundleRef, PhaseOverhead, Profile, RoundReport
 
 MACHINES = ("arm64", "x86-64", "other")
 MEMORIES = ("up to 1 GiB", "up to 4 GiB", "more than 4 GiB", "unknown")
@@ -20,7 +20,8 @@ _MACHINES = {"aarch64": "arm64", "arm64": "arm64", "x86_64": "x86-64", "amd64": 
 class Device:
     """id follows from the first public key, and stays when the key is rotated. previous_key: the one before, which is
     good for nothing but repeating a rotation whose answer was lost. revoked: its requests are refused. rotation_due:
-    the operator wants a new key. enrolled, seen: seconds since 1970; `seen` is at most a minute old."""
+    the operator wants a new key. enrolled, seen: seconds since 1970; `seen` is at most a minute old. os: of its last
+    enrolment, such as "linux". profile: what it told last."""
 
     id: str
     public_key: str
@@ -30,15 +31,40 @@ class Device:
     enrolled: float = 0.0
     seen: float = 0.0
     device_class: str = DEVICE_CLASSES[-1]
+    os: str = ""
+    profile: Profile = field(default_factory=Profile)
 
 
 @dataclass(frozen=True)
 class Release:
-    """published: seconds since 1970."""
+    """published: seconds since 1970. staged: only a rollout brings it to devices."""
 
     name: str
     ref: BundleRef
     published: float
+    staged: bool = False
+
+
+@dataclass(frozen=True)
+class AuditLine:
+    """at: seconds since 1970. who: an operator, or "gate". subject: a rollout's name, or "device ID" for a pin. rung,
+    state: after it; "" for a pin. why: in their words."""
+
+    at: float
+    who: str
+    subject: str
+    action: str
+    rung: str
+    state: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Operator:
+    """role: "viewer" or "releaser", who may also act."""
+
+    name: str
+    role: str
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,7 @@ def add_pool_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -
     source.add_argument("--data", type=Path, metavar="DIR", help="a prepared data set")
     source.add_argument("--interactions", metavar="F", help="table, folder of tables, or URL")
     sub.add_argument("--positive-at", type=float, metavar="X", help="least rating that counts as a like; 4")
+    sub.add_argument("--bundle", type=int, metavar="V", help="by the encoder of this bundle, before its release begins")
     sub = _verb(verbs, "erase", "make the pool forget a contributor", ERASE)
     who = sub.add_mutually_exclusive_group(required=True)
     who.add_argument("--user", metavar="KEY", help="the user's key in the ingested table")
@@ -106,13 +107,13 @@ def _ingest(args: argparse.Namespace) -> int:
         def show(stage: str, done: int, total: int) -> None:
             bar.update(task, description=stage, completed=done, total=total or None)
 
-        pool = home.pool(home.release()[1])
+        pool = home.pool(home.release(args.bundle)[1])
         before = len(pool)
         if args.data:
-            count = ingest(home, Dataset.load(args.data), lambda done, total: show("embed", done, total))
+            count = ingest(home, Dataset.load(args.data), lambda done, total: show("embed", done, total), args.bundle)
             told = [f"{count} samples"]
         else:
-            found = ingest_tables(home, args.interactions, args.positive_at, show)
+            found = ingest_tables(home, args.interactions, args.positive_at, show, args.bundle)
             told = [f"{found.rows} rows read, {found.before} were in the pool already"]
             for reason, number in found.dropped.counts.items():
                 told.append(f"  dropped {number}: {reason} ({', '.join(found.dropped.examples[reason])} …)")

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Run the matching server over a home that has a release (`coda release publish`) and a pool (`coda data ingest`). It logs
-JSON lines to stderr and stops gracefully on SIGTERM; with several workers, SIGHUP replaces them one by one, so that a
-new release is served without a pause. The API page is at /docs, the dashboard at /dashboard, Prometheus' metrics at
-/metrics; docs/operate.md says more.
+JSON lines to stderr and stops gracefully on SIGTERM. New releases are served as they come, and rollouts that their
+gates speak against are stopped. With several workers, SIGHUP replaces them one by one, without a pause. The API page is
+at /docs, the dashboard at /dashboard, Prometheus' metrics at /metrics; docs/operate.md says more.
 
 Put a TLS-terminating proxy in front of it where the network is not yours.
 
@@ -103,6 +103,7 @@ def _serve(
 
     from cloud.home import ServerHome
     from cloud.http import Services, create_app, serving
+    from cloud.http.keeper import ReleaseKeeper
     from cloud.pool import Keeper
     from cloud.telemetry import tracing
 
@@ -119,7 +120,7 @@ def _serve(
         watching = threading.Thread(target=_watch, args=(metrics, stopping), name="watch")
         watching.start()
         try:
-            with Keeper(services.pool, services.store.prepare):
+            with Keeper(services.pool, services.store.prepare), ReleaseKeeper(services):
                 serving.run(create_app(services), listener, limits, ready)
         finally:
             stopping.set()

@@ -132,7 +132,7 @@ class Look:
 
 def look(services: Services, started: float) -> Look:
     """Ask catalog, pool and metrics. started: when the server came up, seconds since 1970."""
-    metrics, now = services.metrics, services.clock()
+    metrics, now, served = services.metrics, services.clock(), services.current
     seconds = "coda_match_seconds"
     known: dict[str, object] = {}
     trouble: tuple[str, ...] = ()
@@ -143,13 +143,13 @@ def look(services: Services, started: float) -> Look:
     return Look(
         now=now,
         uptime_s=now - started,
-        name=services.manifest.name,
-        model=services.manifest.model,
-        version=services.manifest.version,
+        name=served.manifest.name,
+        model=served.manifest.model,
+        version=served.manifest.version,
         workers=metrics.total("coda_worker_up"),
         resident=metrics.total("coda_worker_resident_bytes"),
-        samples=len(services.pool),
-        segments=tuple(len(segment) for segment in services.pool.segments),
+        samples=len(served.pool),
+        segments=tuple(len(segment) for segment in served.pool.segments),
         matches=metrics.total(seconds),
         candidates=metrics.total("coda_match_candidates_total"),
         short=metrics.total("coda_match_short_total"),

@@ -126,7 +126,7 @@ class Device:
         used = settings or self.settings
         name = "match" if profile is None else "match another"
         if settings is not None:
-            name += f" {used.matching}"
+            name += f" {used.matching}" + ("" if used.tastes else " no tastes")
         embeddings = self.embeddings(self.parts.local, "local")
 
         def ask() -> bytes:
@@ -139,7 +139,9 @@ class Device:
         found = self.received(name, lambda: self.cloud.match(body, self.pool, self.token, used))
 
         def own() -> SampleBatch:
-            return as_own(found, self.parts.local, self.model, self.table(self.parts.local, found), used)
+            return as_own(
+                found, self.parts.local, self.parts.train, self.model, self.table(self.parts.local, found), used
+            )
 
         return self.stage(f"own {name}", own)
 

@@ -71,7 +71,8 @@ def local_and_matched(device: Device) -> Weights:
 
 def matched_only(device: Device) -> Weights:
     others = device.matched()
-    return device.tuned("matched", others) if len(others) else device.model.base
+    none, weights = device.parts.local.take(slice(0, 0)), np.ones(len(others), np.float32)
+    return device.tuned("matched", none, others, weights) if len(others) else device.model.base
 
 
 def coda(device: Device, name: str = "coda", *, classifier: bool = True, judge: bool = True, **off: Any) -> Weights:
@@ -83,7 +84,8 @@ def coda(device: Device, name: str = "coda", *, classifier: bool = True, judge: 
     if not device.enough:
         return device.model.base
     settings = msgspec.structs.replace(device.settings, **off)
-    candidates = device.matched(None if settings.matching == device.settings.matching else settings)
+    same = (settings.matching, settings.tastes) == (device.settings.matching, device.settings.tastes)
+    candidates = device.matched(None if same else settings)
     if classifier:
         found = device.filtered(candidates, "match" + name.removeprefix("coda"), settings)
         chosen = dataclasses.replace(candidates.take(found.kept), labels=found.labels)
@@ -114,13 +116,17 @@ PLAIN: dict[str, Any] = {
     "interpolation": 1.0,
     "freeze_histories": False,
     "label_correction": False,
+    "row_steps": 0,
 }
+JOINT: dict[str, Any] = {"row_steps": 0, "epochs": 8, "rate": 0.1}
+"""Kept samples in the same passes as local ones."""
 NEAREST: dict[str, Any] = {
     "matching": "nearest",
     "candidates": 400,
     "threshold": 0.5,
     "keep": 100,
     "outside_weight": 0.3,
+    **JOINT,
 }
 """Single samples of single strangers: few of them, and only those inside the boundary."""
 
@@ -138,6 +144,12 @@ METHODS: dict[str, Method] = {
     "coda-nearest": Method(partial(coda, name="coda-nearest", **NEAREST), "CoDA that matches single samples"),
     "coda-no-classifier": Method(
         partial(coda, name="coda-no-classifier", classifier=False), "CoDA that keeps candidates as they come"
+    ),
+    "coda-no-tastes": Method(
+        partial(coda, name="coda-no-tastes", tastes=False), "CoDA without what own labels say of other items"
+    ),
+    "coda-no-row-steps": Method(
+        partial(coda, name="coda-no-row-steps", **JOINT), "CoDA that passes over local and kept samples at once"
     ),
     "coda-no-weights": Method(
         partial(coda, name="coda-no-weights", density_weights=False), "CoDA whose kept samples weigh 1"

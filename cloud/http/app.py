@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from typing import Any, TypeVar
 
@@ -11,12 +10,13 @@ from anyio import to_thread
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
-from cloud.http import blobs, keys, problems, watch, work
+from cloud.http import announce, blobs, keys, operators, problems, watch, work
 from cloud.http.auth import Authenticator, read_body
 from cloud.http.limits import Gate
 from cloud.http.logs import LogRequests
 from cloud.http.openapi import BYTES, FRAME, JSON, SIGNED, described, gives, takes
 from cloud.http.services import Services
+from cloud.http.shelf import Served
 from cloud.telemetry import RecallSampler
 from device_runtime import __version__
 from device_runtime.errors import InputError, WireError
@@ -24,8 +24,6 @@ from device_runtime.identity import answer_text
 from device_runtime.messages import Enrolment, Rotation, RoundReport, from_json, to_json
 from device_runtime.wire import decode_report
 
-ROTATE = "CoDA-Rotate-Key"
-"""A header of announcements: the operator wants this device to make a new key."""
 _ROUND = re.compile("[!-~]{1,64}")
 _MAX_VERSION = (1 << 31) - 1
 _KEY_BYTES = 4 << 10
@@ -54,11 +52,14 @@ def create_app(services: Services) -> FastAPI:
     authenticator = Authenticator(services)
     matching = Gate(limits.concurrent_matches, limits.waiting_matches, limits.match_wait_s, limits.retry_after_s)
     contributing = Gate(limits.concurrent_contributions, 0, limits.match_wait_s, limits.retry_after_s)
-    recall = RecallSampler(
-        services.pool, services.store, lambda value: metrics.observe("coda_match_recall", value=value)
-    )
-    announcement = to_json(services.ref)
-    etag = f'"{hashlib.sha256(announcement).hexdigest()[:16]}"'
+    recalls: dict[int, RecallSampler] = {}
+
+    def recall(served: Served) -> RecallSampler:
+        def observe(value: float) -> None:
+            metrics.observe("coda_match_recall", value=value)
+
+        return recalls.setdefault(served.ref.version, RecallSampler(served.pool, served.store, observe))
+
     usual = (401, 403, 408, 413, 429, 503)
 
     async def body_of(request: Request, most: int) -> bytes:
@@ -79,15 +80,29 @@ def create_app(services: Services) -> FastAPI:
         message = _message(body, Rotation, "the rotation")
         return _json(await to_thread.run_sync(keys.rotate, services, authenticator, request, body, message))
 
-    @app.get("/v1/bundle", openapi_extra=SIGNED, responses=gives(JSON, "BundleRef", 304, *usual))
+    @app.get("/v1/bundle", openapi_extra=SIGNED, responses=gives(JSON, "BundleRef", 304, 400, *usual))
     async def bundle(request: Request) -> Response:
-        """The current release, as a pointer to its signed manifest."""
+        """The release that this device should have, as a pointer to its signed manifest. The answer is signed."""
         body = await body_of(request, 0)
-        asker = await to_thread.run_sync(authenticator.authenticate, request, body)
-        headers = {"ETag": etag} | ({ROTATE: "due"} if asker.rotation_due else {})
-        if request.headers.get("if-none-match") == etag:
-            return Response(status_code=304, headers=headers)
-        return Response(announcement, media_type=JSON, headers=headers | {"Cache-Control": "no-cache"})
+
+        def answer() -> Response:
+            return announce.bundle(services, authenticator.authenticate(request, body), request)
+
+        return await to_thread.run_sync(answer)
+
+    @app.get(announce.CHECK, openapi_extra=announce.CHECKED, responses=gives(JSON, "", 204, 400, 429, 503))
+    async def stale(request: Request) -> Response:
+        """Which tasks of a device are stale: none (204) or a list. Unsigned, and small: what is stale is then asked for
+        by a signed call."""
+        await body_of(request, 0)
+        return await to_thread.run_sync(announce.check, services, request.path_params)
+
+    @app.get(announce.DOCUMENT, openapi_extra=announce.DOCUMENTED, responses=gives(JSON, "", 404, 429, 503))
+    async def document(request: Request) -> Response:
+        """A signed document of the publisher: a root, or the list of bundles."""
+        await body_of(request, 0)
+        asked = request.path_params
+        return await to_thread.run_sync(announce.document, services, asked["role"], asked["version"])
 
     in_path: dict[str, Any] = {"name": "sha256", "in": "path", "required": True}
     named = {"parameters": [in_path | {"schema": {"type": "string", "pattern": "^[0-9a-f]{64}$"}}]}
@@ -107,14 +122,16 @@ def create_app(services: Services) -> FastAPI:
         """Samples of others that resemble the query, and the rows of their items. The answer is signed."""
         body = await body_of(request, limits.max_query_bytes)
 
-        def answer() -> tuple[bytes, str]:
+        def answer() -> Response:
             asker = authenticator.authenticate(request, body)
-            data = work.matched(services, recall, body, f"device:{asker.device}")
-            return data, services.answer_signer.sign(answer_text(asker.nonce, data))
+            served = work.served_to(services, asker)
+            data = work.matched(services, served, recall(served), body, f"device:{asker.device}")
+            headers = {"Cache-Control": "no-store"} | announce.news(services, asker)
+            headers |= {announce.SIGNATURE: services.answer_signer.sign(answer_text(asker.nonce, data))}
+            return Response(data, media_type=FRAME, headers=headers)
 
         async with matching.turn():
-            data, signature = await to_thread.run_sync(answer)
-        return Response(data, media_type=FRAME, headers={"CoDA-Signature": signature, "Cache-Control": "no-store"})
+            return await to_thread.run_sync(answer)
 
     @app.post(
         "/v1/contributions", status_code=204, openapi_extra=takes("", FRAME), responses=gives("", "", 400, *usual)
@@ -124,7 +141,8 @@ def create_app(services: Services) -> FastAPI:
         body = await body_of(request, limits.max_contribution_bytes)
 
         def take_in() -> None:
-            work.take_in(services, body, authenticator.authenticate(request, body).device)
+            asker = authenticator.authenticate(request, body)
+            work.take_in(services, work.served_to(services, asker), body, asker.device)
 
         async with contributing.turn():
             await to_thread.run_sync(take_in)
@@ -144,21 +162,22 @@ def create_app(services: Services) -> FastAPI:
         message = _message(decode_report(body) if framed else body, RoundReport, "the report")
         if not _ROUND.fullmatch(message.round) or not 0 <= message.bundle <= _MAX_VERSION:
             raise InputError("a report names its round in 1 to 64 visible ASCII characters, and a bundle version")
-        await to_thread.run_sync(work.note, services, asker.device, message)
-        return Response(status_code=204)
+        await to_thread.run_sync(work.note, services, asker.known, message)
+        return Response(status_code=204, headers=await to_thread.run_sync(announce.news, services, asker))
 
     @app.get("/healthz", responses=gives(JSON, "", 500))
     async def health() -> Response:
         """Whether the server is up, and what it serves."""
         facts = {
             "status": "ok",
-            "release": services.manifest.version,
-            "samples": len(services.pool),
+            "release": services.releases.base,
+            "samples": len(services.current.pool),
             "uptime_s": round(services.clock() - started, 1),
         }
         return Response(msgspec.json.encode(facts), media_type=JSON)
 
     watch.install(app, services, started)
+    operators.install(app, services)
     app.openapi = described(app)  # type: ignore[method-assign]
     return app
 

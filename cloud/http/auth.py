@@ -15,16 +15,23 @@ from cloud.http.services import Services
 from device_runtime.errors import TrustError
 from device_runtime.identity import SCHEME, parse_authorization, request_text, verify
 
+BUNDLE = "CoDA-Bundle"
+"""A header of any request: the version of the bundle that the device runs."""
 _TITLE = "The request is not authenticated"
 
 
 @dataclass(frozen=True)
 class Asker:
-    """device: its id. nonce: of this request, which a signed answer repeats. rotation_due: it is to replace its key."""
+    """known: what the catalog has of it. nonce: of this request, which a signed answer repeats. bundle: that it says it
+    runs, 0 if it says nothing."""
 
-    device: str
+    known: Device
     nonce: str
-    rotation_due: bool = False
+    bundle: int = 0
+
+    @property
+    def device(self) -> str:
+        return self.known.id
 
 
 async def read_body(request: Request, limit: int, timeout_s: float) -> bytes:
@@ -94,7 +101,7 @@ class Authenticator:
         window_s = 2 * self._services.limits.clock_skew_s
         if not self._services.catalog.use_nonce(device, nonce, self._services.clock(), window_s):
             raise unauthenticated("this request has been made before (same nonce)")
-        return Asker(device, nonce, known.rotation_due)
+        return Asker(known, nonce, _bundle(request.headers.get(BUNDLE, "")))
 
     def _spend(self, buckets: Buckets, name: str, reason: str, detail: str) -> None:
         wait_s = buckets.take(name, self._services.clock())
@@ -125,6 +132,10 @@ class Authenticator:
         except TrustError as error:
             raise unauthenticated(str(error)) from None
         return nonce
+
+
+def _bundle(stated: str) -> int:
+    return int(stated) if stated.isdecimal() and stated.isascii() and len(stated) < 10 else 0
 
 
 def unauthenticated(detail: str) -> Refusal:

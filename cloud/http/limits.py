@@ -32,6 +32,9 @@ class ServerLimits:
     devices together. They are token buckets in the memory of each worker process, so with N workers a device that
     spreads its connections may get N times as much; the catalog is not asked.
 
+    statement_s: seconds for which a device may go by what it was told of its bundle, before it must ask by a signed
+    call again; only for devices that were given a root.
+
     device_samples_per_day, samples_per_day: contributed, of one device and of all; days are UTC, counted in the
     catalog, and hold over all workers and machines.
     """
@@ -55,6 +58,7 @@ class ServerLimits:
     device_burst: int = 60
     requests_per_s: float = 2_000.0
     burst: int = 4_000
+    statement_s: int = 7 * 86_400
     device_samples_per_day: int = 50_000
     samples_per_day: int = 50_000_000
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -11,8 +11,10 @@ from cloud.catalog import Catalog
 from cloud.encoding import Encoder
 from cloud.home import ServerHome
 from cloud.http.limits import ServerLimits
+from cloud.http.shelf import Opener, Served, Shelf
 from cloud.matching import MatchStore, ResidualCache, open_store
 from cloud.pool import Pool
+from cloud.releases import Releases
 from cloud.telemetry import FAMILIES, Metrics
 from device_runtime.bundle import BlobStore, Manifest
 from device_runtime.identity import Signer
@@ -21,9 +23,10 @@ from device_runtime.messages import BundleRef
 
 @dataclass(frozen=True)
 class Services:
-    """ref, manifest: of the release that is served; a later one takes effect when the server is started again, so that
-    bundle, pool and matching always fit. contributor: name -> token. clock: seconds since 1970. watch_token: lets
-    operators see figures from elsewhere than this machine; "" lets nobody."""
+    """ref to encoder: the bundle that was current when the server came up. Others that devices may get are opened when
+    they are first needed (`shelf`), each with the pool of its encoder, so that bundle, pool and matching always fit.
+    opener: how; None where there is only the one. contributor: name -> token. clock: seconds since 1970. watch_token:
+    lets operators see figures from elsewhere than this machine; "" lets nobody."""
 
     catalog: Catalog
     blobs: BlobStore
@@ -38,11 +41,30 @@ class Services:
     limits: ServerLimits = field(default_factory=ServerLimits)
     metrics: Metrics = field(default_factory=lambda: Metrics(FAMILIES))
     watch_token: str = ""
+    opener: Opener | None = None
 
     @cached_property
+    def served(self) -> Served:
+        return Served(self.ref, self.manifest, self.pool, self.store, self.encoder)
+
+    @property
     def residuals(self) -> ResidualCache:
         """What the pool knows beyond the model: for pooled matching."""
-        return ResidualCache(self.encoder.predict)
+        return self.served.residuals
+
+    @cached_property
+    def releases(self) -> Releases:
+        return Releases(self.catalog, self.clock, self.ref.version)
+
+    @cached_property
+    def shelf(self) -> Shelf:
+        return Shelf(self.served, self.opener)
+
+    @property
+    def current(self) -> Served:
+        """What devices get that no rule means, as far as it is open and known without asking the catalog: for whoever
+        only looks on."""
+        return self.shelf.at_hand(self.releases.base)
 
     @staticmethod
     def of(home: ServerHome, store: str = "faiss", metrics: Metrics | None = None) -> Services:
@@ -61,4 +83,16 @@ class Services:
             home.contributor,
             home.answer_signer,
             metrics=metrics or Metrics(FAMILIES),
+            opener=_opener(home, store),
         )
+
+
+def _opener(home: ServerHome, store: str) -> Opener:
+    def open_bundle(version: int, others: Sequence[Served]) -> Served:
+        ref, manifest = home.release(version)
+        alike = next((other for other in others if other.manifest.encoder == manifest.encoder), None)
+        pool = alike.pool if alike else home.pool(manifest)
+        found = alike.store if alike else open_store(store, pool)
+        return Served(ref, manifest, pool, found, Encoder(manifest, home.blobs))
+
+    return open_bundle

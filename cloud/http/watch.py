@@ -80,10 +80,11 @@ def _given(headers: Mapping[str, str]) -> bytes:
 
 def _gauges(services: Services, started: float) -> list[tuple[Family, dict[tuple[str, ...], float]]]:
     now = services.clock()
+    pool = services.current.pool
     found: dict[str, dict[tuple[str, ...], float]] = {
-        "coda_pool_samples": {(): len(services.pool)},
-        "coda_pool_segments": {(): len(services.pool.segments)},
-        "coda_release_version": {(): services.manifest.version},
+        "coda_pool_samples": {(): len(pool)},
+        "coda_pool_segments": {(): len(pool.segments)},
+        "coda_release_version": {(): services.releases.base},
         "coda_uptime_seconds": {(): now - started},
     }
     try:

@@ -6,8 +6,11 @@ import time
 
 import numpy as np
 
+from cloud.catalog import Device
+from cloud.http.auth import Asker
 from cloud.http.problems import Refusal
 from cloud.http.services import Services
+from cloud.http.shelf import Served
 from cloud.matching import match, pooled
 from cloud.telemetry import RecallSampler
 from cloud.telemetry.tracing import span
@@ -16,14 +19,23 @@ from device_runtime.messages import RoundReport
 from device_runtime.wire import MatchAnswer, MatchQuery, decode_contribution, decode_query, encode_answer
 
 
-def matched(services: Services, recall: RecallSampler, body: bytes, asker: str) -> bytes:
+def served_to(services: Services, asker: Asker) -> Served:
+    """The bundle that a device runs, if it is one that devices still get; else that which it should get."""
+    if asker.bundle in services.releases.policy().bundles():
+        return services.shelf.of(asker.bundle)
+    return services.shelf.of(services.releases.decide(asker.known, asker.bundle).bundle)
+
+
+def matched(services: Services, served: Served, recall: RecallSampler, body: bytes, asker: str) -> bytes:
     """The answer's frame. Decoding is here too: a small body may unpack to much.
+
+    served: the bundle that the asker runs.
 
     Raises:
         Refusal: 400, 409. WireError: the body is no query.
     """
     began = time.perf_counter()
-    manifest, limits, query = services.manifest, services.limits, decode_query(body)
+    manifest, limits, query = served.manifest, services.limits, decode_query(body)
     if query.encoder != manifest.encoder:
         raise Refusal(409, "The query's encoder is outdated", f"pull bundle {manifest.version} and encode again")
     count, width = query.centroids.shape
@@ -39,14 +51,14 @@ def matched(services: Services, recall: RecallSampler, body: bytes, asker: str) 
     token = services.contributor(asker)
     with span("match"):
         if manifest.settings.matching == "pooled":
-            known = manifest.settings, services.residuals
-            candidates, shortfall = pooled(services.pool, services.store, capped, token, *known)
+            known = manifest.settings, served.residuals
+            candidates, shortfall = pooled(served.pool, served.store, capped, token, *known)
         else:
-            candidates, shortfall = match(services.pool, services.store, capped, token)
+            candidates, shortfall = match(served.pool, served.store, capped, token)
     if wanted < query.limit and not shortfall:
         shortfall = f"this server gives at most {wanted} samples at a time"
     with span("encode"):
-        rows = services.encoder.rows(candidates.ids("item"), query.held)
+        rows = served.encoder.rows(candidates.ids("item"), query.held)
         answer = encode_answer(MatchAnswer(candidates, {"item": rows} if len(rows.ids) else {}, shortfall))
     services.metrics.observe("coda_match_seconds", value=time.perf_counter() - began)
     services.metrics.add("coda_match_candidates_total", by=len(candidates))
@@ -57,7 +69,7 @@ def matched(services: Services, recall: RecallSampler, body: bytes, asker: str) 
     return answer
 
 
-def take_in(services: Services, body: bytes, device: str) -> None:
+def take_in(services: Services, served: Served, body: bytes, device: str) -> None:
     """Add a contribution to the pool, within the quotas.
 
     Raises:
@@ -65,14 +77,14 @@ def take_in(services: Services, body: bytes, device: str) -> None:
     """
     metrics, limits = services.metrics, services.limits
     try:
-        samples = decode_contribution(body, services.manifest.schema)
+        samples = decode_contribution(body, served.manifest.schema)
         if not len(samples):
             raise InputError("the contribution holds no samples")
         if len(samples) > limits.max_contribution_samples:
             metrics.add("coda_contributions_refused_total", "too large")
             detail = f"it may hold {limits.max_contribution_samples} samples; given {len(samples)}"
             raise Refusal(413, "The contribution is too large", detail)
-        embeddings = services.encoder.encode(samples)
+        embeddings = served.encoder.encode(samples)
     except CodaError:
         metrics.add("coda_contributions_refused_total", "unusable")
         raise
@@ -81,7 +93,7 @@ def take_in(services: Services, body: bytes, device: str) -> None:
     timestamps = np.full(len(samples), int(now), np.int64)
     tokens = np.full(len(samples), services.contributor(f"device:{device}"), np.uint64)
     try:
-        services.pool.append(samples, timestamps, tokens, embeddings)
+        served.pool.append(samples, timestamps, tokens, embeddings)
     except CodaError:
         services.catalog.return_quota(device, len(samples), now)
         raise
@@ -103,9 +115,10 @@ def _within_quota(services: Services, device: str, samples: int, now: float) -> 
         raise Refusal(429, "The quota is used up", f"{whose} quota is {most} contributed samples a day", tomorrow)
 
 
-def note(services: Services, device: str, report: RoundReport) -> None:
-    """Store a report, and count it if it is new."""
-    row = services.catalog.report(device, report, services.clock())
+def note(services: Services, device: Device, report: RoundReport) -> None:
+    """Store a report and what it says of a rollout, and count it if it is new."""
+    now = services.clock()
+    row = services.catalog.report(device.id, report, now, services.releases.voice(device, report, now))
     if row is None:
         return
     metrics, kind = services.metrics, row.device_class

@@ -4,23 +4,29 @@ Pure: values in, values out. Nothing here reads a clock, a database or a random 
 simulator hand those in, so that what is simulated is what runs.
 """
 
+from cloud.rollout.course import Course, Judgement, Policy, planned
 from cloud.rollout.evidence import Arm, Evidence, Reports, summed
 from cloud.rollout.gates import Finding, Gate, judge
 from cloud.rollout.ladder import LADDER, Rollout, Rung
-from cloud.rollout.policy import Facts, Rule, decide
+from cloud.rollout.policy import Decision, Facts, Rule, decide
 
 __all__ = [
     "LADDER",
     "Arm",
+    "Course",
+    "Decision",
     "Evidence",
     "Facts",
     "Finding",
     "Gate",
+    "Judgement",
+    "Policy",
     "Reports",
     "Rollout",
     "Rule",
     "Rung",
     "decide",
     "judge",
+    "planned",
     "summed",
 ]

@@ -115,7 +115,10 @@ def _configure_event(sub: argparse.ArgumentParser) -> None:
 def _add_server(parser: argparse.ArgumentParser, required: bool) -> None:
     parser.add_argument("--server", required=required, metavar="URL")
     parser.add_argument(
-        "--trust", required=required, metavar="KEY", help="the public release key: 64 hex digits, or a file with them"
+        "--trust",
+        required=required,
+        metavar="KEY",
+        help="release key: 64 hex digits, a file with them, or a root",
     )
 
 

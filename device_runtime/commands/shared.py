@@ -49,12 +49,15 @@ def write_result(args: argparse.Namespace, command: str, **fields: object) -> No
 
 
 def trusted_key(given: str) -> str:
+    """A public key, or the text of a root document. Raises: InputError: neither a key nor a file."""
     if re.fullmatch(r"[0-9a-fA-F]{64}", given):
         return given
     try:
         return Path(given).read_text().strip()
     except (OSError, UnicodeDecodeError):
-        raise InputError(f"--trust takes 64 hex digits or a file that holds them; {given!r} is neither") from None
+        raise InputError(
+            f"--trust takes 64 hex digits, a file that holds them, or a root document; {given!r} is none of these"
+        ) from None
 
 
 def take_in(home: DeviceHome, path: Path) -> None:

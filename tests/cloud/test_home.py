@@ -1,5 +1,6 @@
 import dataclasses
 import shutil
+import time
 
 import msgspec
 import numpy as np
@@ -8,10 +9,13 @@ import pytest
 from cloud.datasets import Dataset
 from cloud.encoding import Encoder
 from cloud.home import ServerHome, ingest, publish
+from cloud.releases import Releases
+from cloud.rollout import Rung
 from device_runtime.cli import main
 from device_runtime.errors import InputError, StoreError, TrustError
 from device_runtime.messages import to_json
 from export.package import read_ref
+from tests.conftest import reversion
 
 
 @pytest.fixture
@@ -35,6 +39,34 @@ def test_a_bundle_is_published_once(home, bundle):
     assert home.release()[1].name == "tastes"
     with pytest.raises(InputError, match="version 2, but 2 is out already; export with --bundle-version 3"):
         publish(home, bundle)
+
+
+def test_a_staged_bundle_is_not_served_and_a_release_under_way_is_not_overtaken(home, bundle, published):
+    publish(home, bundle)
+    for version in (3, 4):
+        reversion(bundle, published, version)
+        if version == 3:
+            publish(home, bundle, staged=True)
+    assert home.release()[0].version == 2 and home.release(3)[1].version == 3
+    with pytest.raises(InputError, match="no bundle of version 9"):
+        home.release(9)
+    me = {"who": "me", "why": "because"}
+    releases = Releases(home.catalog, time.time)
+    releases.create("next", 3, ladder=(Rung(name="100 %", share=1.0),), **me)
+    with pytest.raises(InputError, match="release next is running and means every device"):
+        publish(home, bundle)
+    releases.act("next", "stop", **me)
+    assert publish(home, bundle).version == 4 and home.release()[0].version == 4
+    assert releases.policy().courses == {}, "the ended release would keep the newer bundle from its devices"
+
+
+def test_a_pool_is_filled_for_a_bundle_before_its_release(home, bundle, published):
+    publish(home, bundle)
+    reversion(bundle, published, 3, encoder="e" * 16)
+    publish(home, bundle, staged=True)
+    dataset = Dataset.load(published.data)
+    assert ingest(home, dataset, version=3) == len(dataset.events)
+    assert len(home.pool(home.release(3)[1])) == len(dataset.events) and len(home.pool(home.release()[1])) == 0
 
 
 def test_a_bundle_for_another_server_is_refused(bundle, tmp_path):

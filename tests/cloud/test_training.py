@@ -9,8 +9,9 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save as save_file
 
-from cloud import training
+from cloud import tastes, training
 from cloud.datasets import read
 from cloud.training import predict, train
 from cloud.training_sets import training_set
@@ -18,7 +19,7 @@ from device_runtime.cli import main
 from device_runtime.errors import InputError, StoreError
 from device_runtime.metrics import auc
 from device_runtime.stream import samples
-from export.checkpoint import HELD_OUT, TrainSettings, load
+from export.checkpoint import HELD_OUT, TASTES, TrainSettings, load
 from export.models import MODELS
 from tests.conftest import write_tastes
 
@@ -59,6 +60,23 @@ def test_what_it_was_validated_on_stays_beside_it(dataset, trained, tmp_path, mo
     monkeypatch.setattr(training, "HELD_OUT_SAMPLES", 7)
     some = training._some(held_out, SETTINGS)
     assert len(some) == 7 and set(some.columns["item"]) <= set(held_out.columns["item"])
+
+
+def test_tastes_stay_beside_it_and_damaged_ones_are_refused(trained, dataset, tmp_path):
+    out = tmp_path / "model"
+    found = train(dataset, out, msgspec.structs.replace(SETTINGS, epochs=1))
+    assert (out / TASTES).exists()
+    assert found.tastes is None or found.tastes.shape == (len(dataset.items), tastes.WIDTH)
+    (out / TASTES).write_bytes(save_file({"taste": torch.ones(len(dataset.items), 2)}))
+    assert load(out).tastes.shape == (len(dataset.items), 2)
+    (out / TASTES).write_bytes(save_file({"taste": torch.ones(3, 2)}))
+    with pytest.raises(StoreError, match=r"3 rows for \d+ items; delete it"):
+        load(out)
+    (out / TASTES).write_bytes(b"no tensors")
+    with pytest.raises(StoreError, match="damaged"):
+        load(out)
+    (out / TASTES).unlink()
+    assert load(out).tastes is None
 
 
 def test_the_same_seed_gives_the_same_model(dataset, trained, tmp_path):

@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 
 from device_runtime.bundle import BlobStore, RoundSettings
-from device_runtime.candidates import as_own
+from device_runtime.candidates import as_labels, as_own, offsets, own_taste, sigmoid
 from device_runtime.engines import open_engine
 from device_runtime.local import personal_table
 from device_runtime.metrics import log_loss
-from device_runtime.model import VOCABULARY, Model, Weights
+from device_runtime.model import TASTE, VOCABULARY, Model, Weights
 from device_runtime.personalize import corrected, judge, split, tune
+from device_runtime.reach import reach
 from device_runtime.samples import Ragged, SampleBatch
+from device_runtime.tables import LocalTable
 from tests.export.conftest import ITEMS, bundle, engines, small_din  # noqa: F401  (fixtures)
 
 
@@ -60,7 +62,9 @@ def test_kept_samples_count_by_their_weight(model, rng):
     local, kept = samples(model, rng, 40, liked=0.0), samples(model, rng, 40, liked=1.0)
     means = []
     for weight in (0.0, 0.2, 1.0):
-        table, found = tuned(model, local, kept, np.full(40, weight, np.float32), outside_weight=1.0, rate=0.3)
+        table, found = tuned(
+            model, local, kept, np.full(40, weight, np.float32), outside_weight=1.0, rate=0.3, row_steps=0
+        )
         means.append(model.logits(local, personal_table(table, found), found).mean())
     assert means[0] < means[1] < means[2]
 
@@ -160,12 +164,12 @@ def test_labels_are_corrected_to_the_prior():
 POOLED, NEAREST = RoundSettings(matching="pooled"), RoundSettings(matching="nearest")
 
 
-def answered(model, rng, residual):
-    """Candidates as they come: no history, a residual in place of the label."""
+def answered(model, rng, offset):
+    """Candidates as they come: no history, an offset in place of the label."""
     found = samples(model, rng, 12)
     none = np.zeros(12, np.int32)
     columns = {"item": found.columns["item"], "history": Ragged(none[:0], none, none)}
-    return SampleBatch(found.schema, columns, np.full(12, (1 + residual) / 2, np.float32))
+    return SampleBatch(found.schema, columns, as_labels(np.full(12, float(offset))))
 
 
 def base_table(model, *batches):
@@ -174,24 +178,94 @@ def base_table(model, *batches):
 
 def test_pooled_candidates_take_the_users_newest_history(model, rng):
     local, pooled = samples(model, rng, 10), answered(model, rng, 0.0)
-    found = as_own(pooled, local, model, base_table(model, local, pooled), POOLED)
+    found = as_own(pooled, local, local, model, base_table(model, local, pooled), POOLED)
     newest = local.columns["history"].row(9)
     assert all((found.columns["history"].row(i) == newest).all() for i in range(12))
     np.testing.assert_array_equal(found.columns["item"], pooled.columns["item"])
 
 
-@pytest.mark.parametrize("residual", [-1.0, -0.1, 0.0, 0.1, 1.0])
-def test_a_label_is_the_models_prediction_for_this_user_and_the_residual(model, rng, residual):
-    local, pooled = samples(model, rng, 10), answered(model, rng, residual)
+@pytest.mark.parametrize("offset", [-4.0, -0.1, 0.0, 0.1, 9.0])
+def test_a_label_is_the_models_prediction_for_this_user_moved_by_the_offset(model, rng, offset):
+    local, pooled = samples(model, rng, 10), answered(model, rng, offset)
     table = base_table(model, local, pooled)
-    found = as_own(pooled, local, model, table, POOLED)
-    predicted = 1 / (1 + np.exp(-model.logits(found, table, model.base)))
-    np.testing.assert_allclose(found.labels, np.clip(predicted + residual, 0, 1), atol=1e-6)
+    found = as_own(pooled, local, local, model, table, POOLED)
+    moved = sigmoid(model.logits(found, table, model.base) + np.clip(offset, -4, 4))
+    np.testing.assert_allclose(found.labels, moved, atol=1e-6)
+    np.testing.assert_allclose(offsets(pooled.labels), np.clip(offset, -4, 4), atol=1e-6)
+
+
+def with_tastes(model, *batches):
+    """A base table whose items have a taste: 1 for even ids, -1 for odd ones."""
+    table = base_table(model, *batches)
+    taste = np.where(table.ids % 2 == 0, 1.0, -1.0).astype(np.float32)[:, None]
+    taste[0] = 0
+    return LocalTable(table.ids, {**table.tensors, TASTE: taste})
+
+
+def test_own_labels_say_something_of_items_never_met_where_tastes_are_known(model, rng):
+    local, pooled = samples(model, rng, 30), answered(model, rng, 0.0)
+    likes_even = SampleBatch(local.schema, local.columns, 1 - local.columns["item"] % 2.0)
+    table, even = with_tastes(model, local, pooled), pooled.columns["item"] % 2 == 0
+    plain = as_own(pooled, likes_even, likes_even, model, table, RoundSettings(tastes=False)).labels
+    moved = as_own(pooled, likes_even, likes_even, model, table, POOLED).labels
+    assert (moved[even] > plain[even] + 0.1).all() and (moved[~even] < plain[~even] - 0.1).all()
+    unseen = as_own(pooled, likes_even, likes_even.take(slice(0, 0)), model, table, POOLED).labels
+    np.testing.assert_array_equal(unseen, plain, "labels that may not be looked at say nothing")
+
+
+def test_a_taste_is_found_with_the_caution_of_its_prior(rng):
+    taste = rng.normal(size=(400, 3))
+    truth, logit = np.array([1.0, -0.5, 0.0]), rng.normal(size=400)
+    label = (rng.random(400) < sigmoid(logit + 0.7 + taste @ truth)).astype(np.float32)
+    many, few = own_taste(taste, logit, label), own_taste(taste[:4], logit[:4], label[:4])
+    np.testing.assert_allclose(many, truth, atol=0.35)
+    assert np.linalg.norm(few) < np.linalg.norm(many)
+    assert not own_taste(np.zeros((5, 3)), logit[:5], label[:5]).any()
+
+
+def lifted(model, rng, **settings):
+    """(table, local samples, candidates with soft labels, how far each logit came, how far it was to go)."""
+    local = samples(model, rng, 10)
+    item = np.setdiff1d(np.arange(1, ITEMS), local.ids(VOCABULARY))[:60].astype(np.int32)
+    mine = samples(model, rng, 60)
+    kept = SampleBatch(mine.schema, {"item": item, "history": mine.columns["history"]}, mine.labels)
+    table = base_table(model, local, kept)
+    before = model.logits(kept, table, model.base)
+    asked = 0.01 * rng.normal(size=60)  # the model is not trained: its logits are that small
+    soft = SampleBatch(kept.schema, kept.columns, sigmoid(before + asked).astype(np.float32))
+    given = RoundSettings(**{"rate": 1e-9} | settings)
+    found = tune(model, model.base, table, local, soft, np.ones(60, np.float32), given, np.random.default_rng(0))
+    after = model.logits(kept, personal_table(table, found), found)
+    return table, local, found, after - before, asked
+
+
+def test_row_steps_reach_soft_labels_and_leave_the_users_own_rows(model, rng):
+    _, local, found, moved, asked = lifted(model, rng, row_steps=3)
+    assert np.median(np.abs(moved - asked)) < 1e-3 and np.corrcoef(moved, asked)[0, 1] > 0.8
+    assert not set(found.rows.ids.tolist()) & set(local.ids(VOCABULARY).tolist())
+
+
+def test_more_row_steps_come_nearer(model, rng):
+    lacking = []
+    for steps in (1, 4):
+        _, _, _, moved, asked = lifted(model, np.random.default_rng(5), row_steps=steps)
+        lacking.append(np.abs(moved - asked).mean())
+    assert lacking[1] < lacking[0]
+
+
+def test_nothing_moves_where_nothing_is_to_change(model, rng):
+    local, kept = samples(model, rng, 10), samples(model, rng, 5)
+    table = base_table(model, local, kept)
+    values = model.values("step", model.base, table)
+    none = np.zeros(0, np.int64)
+    found = reach(model, values, table, kept, np.zeros(5), none, steps=2, probe=0.5, rng=rng)
+    for name, value in values.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-6)
 
 
 def test_samples_of_others_and_empty_answers_stay_as_they_are(model, rng):
     local, other = samples(model, rng, 10), samples(model, rng, 5)
     table = base_table(model, local, other)
-    assert as_own(other, local, model, table, NEAREST) is other
+    assert as_own(other, local, local, model, table, NEAREST) is other
     none = other.take(slice(0, 0))
-    assert as_own(none, local, model, table, POOLED) is none
+    assert as_own(none, local, local, model, table, POOLED) is none

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 
@@ -11,7 +12,7 @@ from device_runtime.engines import open_engine
 from device_runtime.errors import InputError, TrustError, WireError
 from device_runtime.identity import Signer
 from device_runtime.messages import to_json
-from device_runtime.model import Model
+from device_runtime.model import TASTE, Model
 from device_runtime.samples import Ragged, SampleBatch
 from export.command import read_settings
 from export.package import Source, build, read_ref
@@ -73,6 +74,25 @@ def test_every_blob_is_whole_and_a_damaged_one_is_refused(bundle, tmp_path):
         unpack_file(ref, bytes(stored[:-1]))
     with pytest.raises(WireError, match="choose another engine"):
         files_of(manifest, "tensorflow")
+
+
+def test_tastes_travel_as_bytes_beside_the_rows_that_graphs_take(small_din, tmp_path, rng):
+    taste = rng.normal(size=(ITEMS, 5)).astype(np.float32)
+    taste[0] = 0
+    keys = ["", *(f"item-{i}" for i in range(1, ITEMS))]
+    source = Source("toy", "DIN", small_din, keys, None, {}, RoundSettings(), tastes=taste)
+    signer, onnx = Signer.create(tmp_path / "key"), open_engine("onnx")
+    built = {"version": 1, "signer": signer, "answer_key": signer.public, "engines": [onnx]}
+    built["progress"] = lambda _: None
+    manifest = build(source, tmp_path / "bundle", **built)
+    assert {TASTE, "scale:" + TASTE} < set(manifest.tables["item"].tensors)
+    model = Model.open(manifest, onnx, BlobStore(tmp_path / "bundle" / "blobs"))
+    table = model.table(np.arange(1, ITEMS, dtype=np.int32), model.base)
+    np.testing.assert_allclose(table.tensors[TASTE], taste, atol=np.abs(taste).max() / 120)
+    assert model.shard(0).tensors[TASTE].dtype == np.int8
+    assert all(TASTE not in {t.name for t in entry.spec.inputs} for entry in manifest.graphs.values())
+    plain = build(dataclasses.replace(source, tastes=None), tmp_path / "plain", **built)
+    assert plain.encoder == manifest.encoder and TASTE not in plain.tables["item"].tensors
 
 
 def test_a_bundle_without_weights_is_small(published):

@@ -172,7 +172,14 @@ def serve(services: Services, tmp_path: Path) -> Iterator[Callable[..., Peer]]:
     def start(**changes: object) -> Peer:
         changed = replace(services, **changes)
         server = uvicorn.Server(
-            uvicorn.Config(create_app(changed), port=0, http=guarded(changed.limits), log_config=None, lifespan="off")
+            uvicorn.Config(
+                create_app(changed),
+                port=0,
+                http=guarded(changed.limits),
+                log_config=None,
+                lifespan="off",
+                server_header=False,
+            )
         )
         thread = threading.Thread(target=server.run)
         thread.start()

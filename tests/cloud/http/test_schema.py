@@ -82,7 +82,7 @@ def test_no_call_fails_whatever_it_is_given(app, services, enrolled, signed):
         return {"Authorization": enrolled.authorization(device, method, path, body, services.clock())} if signed else {}
 
     calls = [found.ok() for found in schemathesis.openapi.from_asgi("/openapi.json", app).get_all_operations()]
-    assert len(calls) == 9
+    assert len(calls) == 11
     statuses: set[int] = set()
     with TestClient(app, raise_server_exceptions=False) as client:
         for call in calls:

@@ -5,6 +5,7 @@ from cloud.matching import ExactStore, FaissStore, ResidualCache, pooled
 from cloud.matching.pooled import Unexplained, kernel, predictions
 from cloud.pool import Pool
 from device_runtime.bundle import RoundSettings
+from device_runtime.candidates import LARGEST_OFFSET, offsets
 from device_runtime.errors import InputError
 from device_runtime.samples import Feature, Ragged, SampleBatch, Schema
 from device_runtime.wire import LABEL_STEPS, MatchAnswer, MatchQuery, decode_answer, encode_answer
@@ -47,8 +48,8 @@ def ask(pool, store=ExactStore, taste=0, limit=100, exclude=0, predict=half, **s
     return pooled(pool, store(pool), query, exclude, given, ResidualCache(predict))
 
 
-def residuals(found):
-    return 2 * found.labels - 1
+STEP = 2 * LARGEST_OFFSET / LABEL_STEPS
+"""Between two offsets on the wire."""
 
 
 @pytest.mark.parametrize("store", STORES)
@@ -58,22 +59,23 @@ def test_residuals_are_those_of_contributors_near_the_profile(pool, store, taste
     assert found.columns["item"].tolist() == list(range(1, ITEMS + 1)) and f"{ITEMS} items" in reason
     assert not found.columns["history"].lengths.any(), "a mean over contributors has no history"
     liked = found.columns["item"] % 2 == (1 if taste == 0 else 0)
-    assert (residuals(found)[liked] > 0.15).all() and (residuals(found)[~liked] < -0.15).all()
+    assert (offsets(found.labels)[liked] > 0.6).all() and (offsets(found.labels)[~liked] < -0.6).all()
 
 
 def test_what_the_model_knows_already_is_not_said_again(pool):
     def knows(samples):
-        return (samples.columns["item"] % 2).astype(np.float32)
+        return (0.1 + 0.8 * (samples.columns["item"] % 2)).astype(np.float32)
 
     near, _ = ask(pool, predict=knows)
-    assert np.abs(residuals(near)).max() < 0.5 < 1
+    wrong, _ = ask(pool, predict=lambda samples: 1 - knows(samples))
+    assert np.abs(offsets(near.labels)).mean() < np.abs(offsets(wrong.labels)).mean() / 3
     everybody, _ = ask(pool, taste=None, predict=half)
-    assert np.abs(residuals(everybody)).max() < 0.2, "tastes cancel out where nobody is nearer than another"
+    assert np.abs(offsets(everybody.labels)).max() < 1, "tastes cancel out where nobody is nearer than another"
 
 
 def test_shrinkage_silences_what_was_hardly_seen(pool):
-    size = [np.abs(residuals(ask(pool, shrinkage=s)[0])).mean() for s in (1.0, 10.0, 1e6)]
-    assert size[0] > size[1] > size[2] and size[2] <= 1.001 / LABEL_STEPS
+    size = [np.abs(offsets(ask(pool, shrinkage=s)[0].labels)).mean() for s in (1.0, 10.0, 1e6)]
+    assert size[0] > size[1] > size[2] and size[2] <= STEP
 
 
 @pytest.mark.parametrize("store", STORES)
@@ -83,9 +85,9 @@ def test_the_askers_own_samples_do_not_count(tmp_path, store):
     fill(made, np.array([3, 3]), np.array([1, 1]), np.array([7, 9]), [0, 0])
     found, _ = ask(made, store, exclude=7, shrinkage=1.0)
     assert found.columns["item"].tolist() == [2, 3]
-    assert residuals(found)[0] < 0 < residuals(found)[1], "own likes of item 2 would have made it 0"
-    # one sample of each: its residual of a half comes to 1/4 after shrinkage, and half of the other 1/4 is near
-    np.testing.assert_allclose(np.abs(residuals(found)), np.full(2, 0.375), atol=1 / LABEL_STEPS)
+    assert offsets(found.labels)[0] < 0 < offsets(found.labels)[1], "own likes of item 2 would have made it 0"
+    # one sample of each: a residual of a half over 1/4 for it and 1/4 for shrinkage is 1, and half of the rest is near
+    np.testing.assert_allclose(np.abs(offsets(found.labels)), np.full(2, 1.5), atol=STEP)
 
 
 @pytest.mark.parametrize("store", STORES)
@@ -100,10 +102,10 @@ def test_what_a_contributor_erased_does_not_count_and_nothing_is_predicted_again
     cache, query = ResidualCache(counting), MatchQuery("encoder", TASTES[:1], 100, NONE)
     settings = RoundSettings(shrinkage=1.0, near_shrinkage=1.0)
     before, _ = pooled(made, store(made), query, 0, settings, cache)
-    assert before.columns["item"].tolist() == [2, 3] and abs(residuals(before)[0]) < 1.001 / LABEL_STEPS
+    assert before.columns["item"].tolist() == [2, 3] and abs(offsets(before.labels)[0]) < 1.001 * STEP
     made.erase(8, now=1)
     after, _ = pooled(made, store(made), query, 0, settings, cache)
-    assert after.columns["item"].tolist() == [2] and residuals(after)[0] == pytest.approx(0.375, abs=1 / LABEL_STEPS)
+    assert after.columns["item"].tolist() == [2] and offsets(after.labels)[0] == pytest.approx(1.5, abs=STEP)
     assert asked == [3]
 
 

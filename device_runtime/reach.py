@@ -1,0 +1,132 @@
+"""Moves the rows of items so that the model's logits become those asked for.
+
+Gradient descent at one rate for all rows overshoots on some and hardly moves others: how far a logit moves with a step
+differs from item to item by orders of magnitude. A secant step does not: the step graph says in which direction a row
+is to go, the score graph how far the logit went, and the row goes as many times as far as is needed. Two such steps
+reach what eight passes at the best rate come half-way to (`docs/accuracy.md`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from device_runtime.candidates import sigmoid
+from device_runtime.engines import Array
+from device_runtime.model import VOCABULARY, Model
+from device_runtime.samples import Float32, Float64, Int64, SampleBatch
+from device_runtime.tables import LocalTable, features
+from device_runtime.trainer import initial_state, scores, train
+
+_STILL = 1e-12
+"""Learning rate of what must not move: training refuses 0."""
+_PUSH = 2.0
+"""Logits by which a probe's label differs from the prediction: a push of like size for every row."""
+_FAR = 3.0
+"""A step's length, at most: in terms of the root mean square of rows' lengths."""
+
+
+def apart(
+    model: Model, columns: Mapping[str, Array], values: Mapping[str, Array], rows: int
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Features and values with a second copy of every row, which histories point to: it may train, and is thrown away.
+
+    A user's history is in each of their samples. Were its rows to move with every one, the user's whole profile would
+    drift at the rate that is meant for an item seen once.
+    """
+    histories = {f.name for f in model.manifest.schema.features if f.kind == "ids" and f.vocabulary == VOCABULARY}
+    moved = {n: _shifted(c, rows) if n in histories else c for n, c in columns.items()}
+    return moved, {**values, **{n: np.concatenate([values[n], values[n]]) for n in sliced(model)}}
+
+
+def _shifted(ids: Array, rows: int) -> Array:
+    at = ids.astype(np.int64)
+    return np.where(at > 0, at + rows, at)
+
+
+def sliced(model: Model) -> list[str]:
+    """The step's params and attributes that are cut to the rows at hand."""
+    return [t.name for t in model.spec("step").of("param", "attribute") if t.table == VOCABULARY]
+
+
+def reach(
+    model: Model,
+    values: Mapping[str, Array],
+    table: LocalTable,
+    samples: SampleBatch,
+    change: Float64,
+    still: Int64,
+    *,
+    steps: int,
+    probe: float,
+    rng: np.random.Generator,
+) -> dict[str, Array]:
+    """The values, with rows such that the logit of each sample has changed as asked.
+
+    values: params and attributes of the step graph. table: whose rows they are cut to. samples: one an item, at most.
+    change: float64 [n], of logits. still: rows of the table that stay. steps: secant steps. probe: the learning rate of
+    rows with which directions are asked for. Rows that no gradient moves stay; a step that leads further away is not
+    taken. Histories are those of the rows as they were.
+    """
+    moving = [t.name for t in model.spec("step").of("param") if t.table and t.name in model.spec("step").carry.values()]
+    if not moving or not len(samples):
+        return dict(values)
+    columns, _ = apart(model, features(samples, {VOCABULARY: table}), values, len(table))
+    [item] = [f.name for f in model.manifest.schema.features if f.kind == "id" and f.vocabulary == VOCABULARY]
+    at = columns[item].astype(np.int64)
+    free = ~np.isin(at, still)
+    rows: dict[str, Float32] = {n: np.asarray(values[n], np.float32) for n in moving}
+    length = np.sqrt(sum(_square(part[1:]) for part in rows.values()))
+    far = _FAR * float(np.sqrt(np.mean(length**2))) if len(length) else 0.0
+
+    def placed(rows: Mapping[str, Array]) -> dict[str, Array]:
+        whole = {**values, **rows}
+        return whole | {n: np.concatenate([whole[n], values[n]]) for n in sliced(model)}
+
+    def logits(rows: Mapping[str, Array]) -> Float64:
+        return scores(model.graph("score"), placed(rows), columns).astype(np.float64)
+
+    step = model.graph("step")
+    now = logits(rows)
+    goal = now + change
+    for _ in range(steps):
+        lacking = goal - now
+        labels = sigmoid(now + np.sign(lacking) * _PUSH).astype(np.float32)
+        start = placed(rows)
+        trained, _ = train(
+            step,
+            {**start, **initial_state(step.spec, start)},
+            columns,
+            labels,
+            np.ones(len(labels), np.float32),
+            rate=_STILL,
+            epochs=1,
+            rng=rng,
+            table_rate=probe,
+        )
+        direction = {n: trained[n][: len(table)].astype(np.float32) - rows[n] for n in moving}
+        moved = logits({n: rows[n] + direction[n] for n in moving}) - now
+        times = np.where(free & (moved * lacking > 0), lacking / np.where(moved == 0, 1, moved), 0)
+        size = np.sqrt(sum(_square(part[at]) for part in direction.values()))
+        times = np.minimum(times, far / np.maximum(size, 1e-12))
+        tried = _stepped(rows, direction, at, times)
+        then = logits(tried)
+        times[np.abs(goal - then) > np.abs(lacking)] = 0
+        rows = _stepped(rows, direction, at, times)
+        now = np.where(times > 0, then, now)
+    return {**values, **rows}
+
+
+def _stepped(
+    rows: Mapping[str, Float32], direction: Mapping[str, Float32], at: Int64, times: Float64
+) -> dict[str, Float32]:
+    found = {n: part.copy() for n, part in rows.items()}
+    for n, part in found.items():
+        shape = (-1, *[1] * (part.ndim - 1))
+        part[at] += times.reshape(shape).astype(np.float32) * direction[n][at]
+    return found
+
+
+def _square(part: Float32) -> Float64:
+    return np.asarray((part.reshape(len(part), -1).astype(np.float64) ** 2).sum(1))
