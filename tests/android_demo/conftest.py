@@ -102,19 +102,9 @@ def needed(*programs: str, files: list[Path] | None = None) -> None:
 
 def javac(out: Path, sources: list[Path], classpath: str) -> None:
     """Java 8, every warning an error."""
-    command = [
-        "javac",
-        "-Xlint:all,-options,-processing",
-        "-Werror",
-        "-source",
-        "8",
-        "-target",
-        "8",
-        "-encoding",
-        "utf8",
-    ]
+    strict = ["-Xlint:all,-options,-processing", "-Werror", "-source", "8", "-target", "8", "-encoding", "UTF-8"]
     out.mkdir(parents=True, exist_ok=True)
-    words = [*command, "-cp", classpath, "-d", str(out), *map(str, sources)]
+    words = ["javac", *strict, "-cp", classpath, "-d", str(out), *map(str, sources)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

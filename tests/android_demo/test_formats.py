@@ -53,7 +53,8 @@ REPORTS = st.builds(
     RoundReport, round=st.text("0123456789abcdef", min_size=16, max_size=16), bundle=st.integers(0, 2**31 - 1),
     engine=st.just("executorch"), outcome=st.sampled_from(("kept", "activated", "failed")),
     local=st.integers(0, 10**6), candidates=st.integers(0, 10**6), kept=st.integers(0, 10**6),
-    verdict=st.none() | VERDICTS, phases=ALIKE, error=st.sampled_from(("", "TrustError")), age_s=COST,
+    verdict=st.none() | VERDICTS, phases=ALIKE,
+    error=st.sampled_from(("", "TrustError")), age_s=COST, auc_previous=SHARE,
 )  # fmt: skip
 
 
@@ -231,7 +232,7 @@ def test_the_journal_is_the_same_json(java, report, seed):
     inputs = Inputs(seed=seed, match=True, engine="executorch 1.5.1", until=7, events=9, ordinal=3)
     progress = Progress(
         inputs=inputs, bundle=4, manifest="ab", verdict=report.verdict, view=view, files={"tuned": "cd"},
-        phases=report.phases, traffic={"match": (3, 4)}, resumed=1, repulled=True,
+        phases=report.phases, traffic={"match": (3, 4)}, resumed=1, repulled=True, auc_previous=report.auc_previous,
     )  # fmt: skip
     assert java("progress", to_json(progress)) == to_json(progress)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from cloud.home import ServerHome, publish
+from cloud.rollout import Rung
 from device_runtime import round as round_module
 from device_runtime import wire
 from device_runtime.counting import ByteCounter
@@ -20,6 +23,7 @@ from device_runtime.home import DeviceHome
 from device_runtime.ranker import rank
 from device_runtime.round import RoundOptions, RoundResult, run_round
 from device_runtime.store import Store
+from tests.conftest import reversion
 from tests.device_runtime.peers import CountingProxy
 
 SEED = 5
@@ -138,6 +142,26 @@ def test_bytes_are_what_an_independent_proxy_saw(device, serving, published):
         second, _ = device.run()
         assert (second["up"], second["down"]) == (proxy.relayed.up - before[0], proxy.relayed.down - before[1])
         assert second["up"] < 4000 and second["down"] < 4000, "a bundle is pulled once"
+
+
+def test_a_phone_follows_a_release_and_its_roll_back(device, serving, published, tmp_path):
+    bundle = shutil.copytree(published.bundle, tmp_path / "bundle")
+    reversion(bundle, published, 3)
+    with serving() as (url, services):
+        first, _ = device.run(server=url, history=published.history)
+        with ServerHome(tmp_path / "server") as home:
+            publish(home, bundle, staged=True)
+        services.releases.create("next", 3, ladder=(Rung(name="100 %", share=1.0),), who="me", why="because")
+        services.releases._forget()
+        second, _ = device.run()
+        services.releases.act("next", "stop", who="me", why="because")
+        services.releases._forget()
+        third, _ = device.run()
+        assert [report.bundle for _, report in services.catalog.reports()] == [2, 3, 2]
+    assert [each["bundle"] for each in (first, second, third)] == [2, 3, 2]
+    phases = [[phase["phase"] for phase in each["phases"]] for each in (first, second, third)]
+    assert ["compare" in names for names in phases] == [False, True, True]
+    assert second["auc_previous"] == pytest.approx(first["verdict"]["auc_after"]), "of what served until then"
 
 
 def test_the_screen_says_what_was_pulled_kept_gained_and_spent(device, serving, published, tmp_path):
