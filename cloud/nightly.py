@@ -8,6 +8,7 @@ from the choice of the epoch; on them the new model must not do worse than the o
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from cloud.evaluation.statistics import Difference, bootstrap
 from cloud.home import ServerHome, publish
 from cloud.locking import alone
 from cloud.released import ReleasedModel
+from cloud.releases import Releases
 from cloud.training import new_model, predict, train
 from cloud.training_sets import HELD_OUT, newest_from, read_between
 from device_runtime.bundle import RoundSettings, Training, WeightForm, write_atomically
@@ -54,7 +56,8 @@ class Declined(CodaError):
 class NightlySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """home, interactions, items, positive_at, negatives: as `coda data prepare` has them. held_out: share of the newest
     events that the models are compared on. margin: mean user AUC by which the new one may do worse. processes: that
-    train together on this machine. publish: make an accepted model everyone's release at once."""
+    train together on this machine. then: what becomes of an accepted bundle: `leave` it in its folder, `plan` a release of it
+    (the server takes it in, and it stands on the first rung of its ladder), or `publish` it to everyone at once."""
 
     home: str
     interactions: str
@@ -67,7 +70,7 @@ class NightlySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     margin: float = 0.005
     engines: tuple[str, ...] = ("onnx", "executorch")
     processes: int = 1
-    publish: bool = False
+    then: Literal["leave", "plan", "publish"] = "leave"
     train: TrainSettings = TrainSettings(validation=0.05)
 
 
@@ -108,18 +111,23 @@ class Comparison(msgspec.Struct, frozen=True):
     user_auc: dict[str, float]
     difference: Difference | None
 
+    @property
+    def told(self) -> str:
+        """In words."""
+        if self.difference is None:
+            return f"AUC {self.auc['new']:.4f} on held-out events, and no release to compare with"
+        interval = self.difference.ci95
+        width = f" (95 % interval {interval[0]:+.4f} to {interval[1]:+.4f}, {self.users} users)" if interval else ""
+        return f"mean user AUC {self.difference.mean:+.4f} against release {self.released}{width}"
+
     def verdict(self, margin: float) -> str:
         """Why the new model is not good enough; empty if it is."""
         if self.difference is None:
-            chance = self.auc["new"] <= 0.5
-            return f"AUC {self.auc['new']:.4f} on held-out events is no better than chance" if chance else ""
-        mean, interval = self.difference.mean, self.difference.ci95
-        told = f"mean user AUC {mean:+.4f} against release {self.released}"
-        told += f" (95 % interval {interval[0]:+.4f} to {interval[1]:+.4f}, {self.users} users)" if interval else ""
-        if mean < -margin:
-            return f"{told}: worse by more than the margin of {margin:g}"
-        if interval is not None and interval[1] < 0:
-            return f"{told}: worse beyond chance"
+            return f"{self.told}: no better than chance" if self.auc["new"] <= 0.5 else ""
+        if self.difference.mean < -margin:
+            return f"{self.told}: worse by more than the margin of {margin:g}"
+        if self.difference.ci95 is not None and self.difference.ci95[1] < 0:
+            return f"{self.told}: worse beyond chance"
         return ""
 
 
@@ -270,7 +278,7 @@ def _evaluate(folder: Path, record: Record, told: _Told) -> _Done:
     found = compare(users[known], batch.labels[known], scores, version, float(1 - known.mean()) if len(known) else 0.0)
     facts: dict[str, Any] = msgspec.to_builtins(found)
     reason = found.verdict(wanted.margin)
-    return {**facts, "verdict": reason or "not worse"}, "declined" if reason else "", reason
+    return {**facts, "told": found.told}, "declined" if reason else "", reason
 
 
 def compare(
@@ -332,27 +340,49 @@ def _export(folder: Path, record: Record, told: _Told) -> _Done:
 
 
 def _propose(folder: Path, record: Record, told: _Told) -> _Done:
-    wanted, bundle = record.settings, folder / "bundle"
-    with ServerHome(Path(wanted.home), create=False) as home:
-        now, against = home.catalog.current(), record.facts("evaluate")["released"]
-        mine = record.facts("export")["manifest"]
-        if now is not None and now.version != against and now.manifest != mine:
-            reason = f"release {now.version} came after the comparison with {against}; the next night compares with it"
-            return {"released": now.version}, "overtaken", reason
-        return propose(home, bundle, record, published=now is not None and now.manifest == mine)
+    made, against = record.facts("export"), record.facts("evaluate")["released"]
+    with ServerHome(Path(record.settings.home), create=False) as home:
+        held = {release.ref.manifest: release.ref.version for release in home.catalog.releases()}
+        now = home.catalog.current()
+        if made["manifest"] not in held:  # else a run that was cut off has brought it there
+            if now is not None and now.version != against:
+                reason = f"release {now.version} came after the comparison with {against}"
+                return {}, "overtaken", reason
+            if max(held.values(), default=0) >= made["version"]:
+                return {}, "overtaken", f"the server holds another bundle {made['version']} by now"
+        return propose(home, folder / "bundle", record, made["manifest"] in held)
 
 
-def propose(home: ServerHome, bundle: Path, record: Record, published: bool) -> _Done:
-    """Hand a bundle that has passed over to those who release: a `proposal.json` beside it, and, where the settings say
-    so, its publication. published: it is out already, by a run that was cut off right after."""
-    command = f"coda release publish {bundle} --home {home.path}"
-    facts = {**record.facts("export"), "command": command, "comparison": record.facts("evaluate")}
-    write_atomically(bundle.parent / "proposal.json", msgspec.json.format(msgspec.json.encode(facts)))
-    if not record.settings.publish:
-        return {"command": command}, "proposed", ""
-    if not published:
-        publish(home, bundle)
-    return {"command": command}, "published", ""
+def propose(home: ServerHome, bundle: Path, record: Record, held: bool) -> _Done:
+    """Hand a bundle that has passed to those who release: `proposal.json` beside it and, if wanted, to the server.
+
+    held: the server has it already. Raises: CodaError: the server does not take it in.
+    """
+    made, then = record.facts("export"), record.settings.then
+    name, why = f"{record.settings.name}-{record.run}", record.facts("evaluate")["told"]
+    commands = [
+        f"coda release add {bundle} --home {home.path}",
+        f"coda release create {name} --bundle {made['version']} --home {home.path} --why {shlex.quote(why)}",
+        f"coda release advance {name} --home {home.path} --why REASON",
+    ]
+    proposal = {**made, "commands": commands, "comparison": record.facts("evaluate")}
+    write_atomically(bundle.parent / "proposal.json", msgspec.json.format(msgspec.json.encode(proposal)))
+    if then == "leave":
+        return {"commands": commands}, "proposed", ""
+    if not held:
+        publish(home, bundle, staged=then == "plan")
+    if then == "publish":
+        return {"commands": []}, "published", ""
+    if home.catalog.rollouts.course(name) is None:
+        try:
+            Releases(home.catalog, time.time).create(name, made["version"], who="coda nightly", why=why)
+        except InputError as refusal:  # such as a release to the same devices that is on its way
+            return (
+                {"commands": commands[1:]},
+                "proposed",
+                f"the server has it, but its release is not planned: {refusal}",
+            )
+    return {"commands": commands[2:], "release": name}, "proposed", ""
 
 
 _DO = {"prepare": _prepare, "train": _train, "evaluate": _evaluate, "export": _export, "propose": _propose}
