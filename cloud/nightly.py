@@ -56,8 +56,8 @@ class Declined(CodaError):
 class NightlySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """home, interactions, items, positive_at, negatives: as `coda data prepare` has them. held_out: share of the newest
     events that the models are compared on. margin: mean user AUC by which the new one may do worse. processes: that
-    train together on this machine. then: what becomes of an accepted bundle: `leave` it in its folder, `plan` a release of it
-    (the server takes it in, and it stands on the first rung of its ladder), or `publish` it to everyone at once."""
+    train together on this machine. then: what becomes of an accepted bundle: `leave` it in its folder, `plan` its
+    release (the server takes it in; it stands on the first rung of its ladder), or `publish` it to everyone at once."""
 
     home: str
     interactions: str
