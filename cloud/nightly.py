@@ -28,6 +28,7 @@ from cloud.home import ServerHome, publish
 from cloud.locking import alone
 from cloud.released import ReleasedModel
 from cloud.releases import Releases
+from cloud.rollout import LADDER
 from cloud.training import new_model, predict, train
 from cloud.training_sets import HELD_OUT, newest_from, read_between
 from device_runtime.bundle import RoundSettings, Training, WeightForm, write_atomically
@@ -57,7 +58,8 @@ class NightlySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """home, interactions, items, positive_at, negatives: as `coda data prepare` has them. held_out: share of the newest
     events that the models are compared on. margin: mean user AUC by which the new one may do worse. processes: that
     train together on this machine. then: what becomes of an accepted bundle: `leave` it in its folder, `plan` its
-    release (the server takes it in; it stands on the first rung of its ladder), or `publish` it to everyone at once."""
+    release (the server takes it in; it stands on the first rung of its ladder), or `publish` it to everyone at once.
+    named: devices that try it before any share does; without, the ladder has no such rung."""
 
     home: str
     interactions: str
@@ -70,6 +72,7 @@ class NightlySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     margin: float = 0.005
     engines: tuple[str, ...] = ("onnx", "executorch")
     processes: int = 1
+    named: tuple[str, ...] = ()
     then: Literal["leave", "plan", "publish"] = "leave"
     train: TrainSettings = TrainSettings(validation=0.05)
 
@@ -360,9 +363,17 @@ def propose(home: ServerHome, bundle: Path, record: Record, held: bool) -> _Done
     """
     made, then = record.facts("export"), record.settings.then
     name, why = f"{record.settings.name}-{record.run}", record.facts("evaluate")["told"]
+    named, ladder = record.settings.named, LADDER
+    create = f"coda release create {name} --bundle {made['version']} --home {home.path} --why {shlex.quote(why)}"
+    if named:
+        create += "".join(f" --named {device}" for device in named)
+    else:  # nobody tries it before a share of all does
+        ladder = tuple(rung for rung in LADDER if rung.share or not rung.named)
+        write_atomically(bundle.parent / "ladder.json", msgspec.json.encode(ladder))
+        create += f" --ladder {bundle.parent / 'ladder.json'}"
     commands = [
         f"coda release add {bundle} --home {home.path}",
-        f"coda release create {name} --bundle {made['version']} --home {home.path} --why {shlex.quote(why)}",
+        create,
         f"coda release advance {name} --home {home.path} --why REASON",
     ]
     proposal = {**made, "commands": commands, "comparison": record.facts("evaluate")}
@@ -375,7 +386,9 @@ def propose(home: ServerHome, bundle: Path, record: Record, held: bool) -> _Done
         return {"commands": []}, "published", ""
     if home.catalog.rollouts.course(name) is None:
         try:
-            Releases(home.catalog, time.time).create(name, made["version"], who="coda nightly", why=why)
+            Releases(home.catalog, time.time).create(
+                name, made["version"], who="coda nightly", why=why, named=named, ladder=ladder
+            )  # fmt: skip
         except InputError as refusal:  # such as a release to the same devices that is on its way
             return (
                 {"commands": commands[1:]},

@@ -63,6 +63,13 @@ class Command:
             const="publish",
             help="to everyone at once, without a ladder",
         )
+        parser.add_argument(
+            "--named",
+            action="append",
+            default=[],
+            metavar="DEVICE",
+            help="who tries it before any share of all devices",
+        )
         training = parser.add_argument_group("training (as `coda train` has them)")
         training.add_argument("--model", metavar="NAME")
         training.add_argument("--history", type=int, metavar="N")
@@ -91,6 +98,7 @@ class Command:
             key=str(args.key.resolve()),
             items=None if args.items is None else str(args.items.resolve()),
             engines=tuple(word.strip() for word in args.engines.split(",") if word.strip()),
+            named=tuple(args.named),
             train=TrainSettings(**chosen),
             **{n: getattr(args, n) for n in given},
         )

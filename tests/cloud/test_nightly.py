@@ -99,7 +99,7 @@ def test_a_night_ends_with_a_signed_bundle_and_the_command_that_releases_it(sett
         assert main(shlex.split(command)[1:]) == 0
     with ServerHome(server) as home:
         assert home.catalog.current().version == 2, "it climbs its ladder first"
-        assert home.catalog.rollouts.course(f"nightly-{record.run}").rollout.standing.name == "named devices"
+        assert home.catalog.rollouts.course(f"nightly-{record.run}").rollout.standing.name == "1 %"
 
     before = (run / "run.json").stat().st_mtime_ns
     assert main(words(settings, work)) == 0, "it is done, and stays so"
