@@ -28,7 +28,7 @@ from cloud.home import ServerHome, publish
 from cloud.locking import alone
 from cloud.released import ReleasedModel
 from cloud.releases import Releases
-from cloud.rollout import LADDER
+from cloud.rollout import LADDER, Rung
 from cloud.training import new_model, predict, train
 from cloud.training_sets import HELD_OUT, newest_from, read_between
 from device_runtime.bundle import RoundSettings, Training, WeightForm, write_atomically
@@ -363,7 +363,8 @@ def propose(home: ServerHome, bundle: Path, record: Record, held: bool) -> _Done
     """
     made, then = record.facts("export"), record.settings.then
     name, why = f"{record.settings.name}-{record.run}", record.facts("evaluate")["told"]
-    named, ladder = record.settings.named, LADDER
+    named = record.settings.named
+    ladder: tuple[Rung, ...] = LADDER
     create = f"coda release create {name} --bundle {made['version']} --home {home.path} --why {shlex.quote(why)}"
     if named:
         create += "".join(f" --named {device}" for device in named)
