@@ -87,6 +87,7 @@ class Releases:
         self._lock = threading.Lock()
         self._known: tuple[float, Policy] | None = None
         self._documents: dict[str, tuple[int, bytes]] = {}
+        self._has_cohorts = False
 
     # -- devices ------------------------------------------------------------------------------------------------
 
@@ -99,6 +100,7 @@ class Releases:
                 if not found.base:
                     found = msgspec.structs.replace(found, base=self._base)
                 self._documents = self._log.newest_documents()
+                self._has_cohorts = self._log.has_cohorts()
                 self._known = now, found
             return self._known[1]
 
@@ -115,7 +117,8 @@ class Releases:
         """bundle: the version that it runs."""
         told = device.profile
         cohorts = frozenset(told.cohorts)
-        if any(course.rule.cohorts for course in self.policy().courses.values()):
+        self.policy()
+        if self._has_cohorts:
             cohorts |= self._log.cohorts_of(device.id)
         return Facts(
             device=device.id,

@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "export": ("export.command", "export", "turn a trained model into a signed bundle of graphs that train"),
     "release": ("cloud.commands.release", "cloud", "publish bundles on a server"),
     "trust": ("device_runtime.commands.trust", "", "make and sign what says whose bundles devices believe"),
+    "federated": ("cloud.commands.federated", "cloud", "have devices compare configurations; only figures come back"),
     "serve": ("cloud.commands.serve", "cloud", "run the matching server"),
     "devices": ("cloud.commands.devices", "cloud", "list and revoke a server's devices, have them make new keys"),
     "backup": ("cloud.commands.backup", "cloud", "back up a server's home while it serves"),
