@@ -33,7 +33,7 @@ from cloud.training import new_model, predict, train
 from cloud.training_sets import HELD_OUT, newest_from, read_between
 from device_runtime.bundle import RoundSettings, Training, WeightForm, write_atomically
 from device_runtime.engines import open_engine
-from device_runtime.errors import CodaError, EngineError, InputError, StoreError
+from device_runtime.errors import CodaError, InputError, StoreError, Unreachable
 from device_runtime.identity import Signer
 from device_runtime.messages import BundleRef
 from device_runtime.metrics import auc
@@ -152,7 +152,8 @@ def nightly(settings: NightlySettings, work: Path, show: Show = lambda stage, wh
             done = Stage(stage, time.monotonic() - begun, facts)
             record = msgspec.structs.replace(record, stages=(*record.stages, done), outcome=outcome, reason=reason)
             _write(folder, record)
-        shutil.rmtree(folder / "data", ignore_errors=True)  # it can be prepared again, and is most of what there is
+        if record.outcome:  # it can be prepared again, and is most of what there is
+            shutil.rmtree(folder / "data", ignore_errors=True)
     return record
 
 
@@ -229,9 +230,9 @@ def _train(folder: Path, record: Record, told: _Told) -> _Done:
     if count > 1:
         start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
         told(f"{count} processes")
-        done = subprocess.run([*start, "-m", "cloud.nightly", str(folder)], stdout=sys.stderr.fileno(), check=False)
+        done = subprocess.run([*start, "-m", "cloud.nightly", str(folder)], stdout=subprocess.DEVNULL, check=False)
         if done.returncode:
-            raise EngineError(f"training ended with status {done.returncode}; it goes on when the job is started again")
+            raise Unreachable(f"training ended with status {done.returncode}; it goes on when the job is started again")
     else:
         train_stage(folder, lambda epoch, done, loss: told(f"epoch {epoch}: {done / 10:.0f} %, loss {loss:.4f}"))
     trained = load(folder / "model")
