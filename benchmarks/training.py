@@ -3,7 +3,8 @@ into batches, and into a model; and what a second process gives.
 
 The table is made up by seed: a user for a hundred events, items of Zipf's popularity, likes by a taste of each user.
 Each stage is a process of its own; peak_mib is the kernel's for it (of several processes, the largest), interpreter
-and libraries included. `prepare` and `read` go through all events, as `train` does for one epoch of the model named;
+and libraries included; cpu_s is of the whole process too, while seconds and events_per_s of `read` and `train` are of
+their steps alone. `prepare` and `read` go through all events, as `train` does for one epoch of the model named;
 `disk` is what the columns take, in bytes. Processes are compared on fewer events, with the same samples in a step.
 """
 
@@ -119,13 +120,13 @@ def _trained(model: str, data: Path, events: int, processes: int, batch: int, wo
     found = json.loads(told.read_text())
     (epoch,) = found["rows"]
     more = {"threads": found["threads"], "loss": epoch["loss"], "auc": epoch["auc"]}
-    return _row("train", model, events, processes, found["seconds"], cost, **more)
+    return _row("train", model, events, processes, found["step_seconds"], cost, **more)
 
 
 def _row(
     stage: str, model: str, events: int, processes: int, seconds: float, cost: ProcessCost, **more: object
 ) -> result.Row:
-    """seconds: wall, without the start of the interpreter where the stage can tell them apart."""
+    """seconds: wall; of `read` and `train`, of the steps alone. cpu_s: of the whole process, its start included."""
     return {
         "stage": stage,
         "model": model,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -178,7 +179,8 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:  # of gloo, and of the store that processes meet at
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = re.sub(r"^\[[^\]]*\] ", "", first).partition(". ")[0]  # without the place in gloo's source
         raise Unreachable(
             f"another process of this training has ended or does not answer ({reason}); start all again with the "
             "same arguments: training goes on from its last checkpoint"

@@ -8,6 +8,7 @@ from the choice of the epoch; on them the new model must not do worse than the o
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import shutil
 import subprocess
 import sys
@@ -26,11 +27,13 @@ from cloud.evaluation.statistics import Difference, bootstrap
 from cloud.home import ServerHome, publish
 from cloud.locking import alone
 from cloud.released import ReleasedModel
+from cloud.releases import Releases
+from cloud.rollout import LADDER, Rung
 from cloud.training import new_model, predict, train
 from cloud.training_sets import HELD_OUT, newest_from, read_between
 from device_runtime.bundle import RoundSettings, Training, WeightForm, write_atomically
 from device_runtime.engines import open_engine
-from device_runtime.errors import CodaError, EngineError, InputError, StoreError
+from device_runtime.errors import CodaError, InputError, StoreError, Unreachable
 from device_runtime.identity import Signer
 from device_runtime.messages import BundleRef
 from device_runtime.metrics import auc
@@ -54,7 +57,9 @@ class Declined(CodaError):
 class NightlySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """home, interactions, items, positive_at, negatives: as `coda data prepare` has them. held_out: share of the newest
     events that the models are compared on. margin: mean user AUC by which the new one may do worse. processes: that
-    train together on this machine. publish: make an accepted model everyone's release at once."""
+    train together on this machine. then: what becomes of an accepted bundle: `leave` it in its folder, `plan` its
+    release (the server takes it in; it stands on the first rung of its ladder), or `publish` it to everyone at once.
+    named: devices that try it before any share does; without, the ladder has no such rung."""
 
     home: str
     interactions: str
@@ -67,7 +72,8 @@ class NightlySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     margin: float = 0.005
     engines: tuple[str, ...] = ("onnx", "executorch")
     processes: int = 1
-    publish: bool = False
+    named: tuple[str, ...] = ()
+    then: Literal["leave", "plan", "publish"] = "leave"
     train: TrainSettings = TrainSettings(validation=0.05)
 
 
@@ -108,18 +114,23 @@ class Comparison(msgspec.Struct, frozen=True):
     user_auc: dict[str, float]
     difference: Difference | None
 
+    @property
+    def told(self) -> str:
+        """In words."""
+        if self.difference is None:
+            return f"AUC {self.auc['new']:.4f} on held-out events, and no release to compare with"
+        interval = self.difference.ci95
+        width = f" (95 % interval {interval[0]:+.4f} to {interval[1]:+.4f}, {self.users} users)" if interval else ""
+        return f"mean user AUC {self.difference.mean:+.4f} against release {self.released}{width}"
+
     def verdict(self, margin: float) -> str:
         """Why the new model is not good enough; empty if it is."""
         if self.difference is None:
-            chance = self.auc["new"] <= 0.5
-            return f"AUC {self.auc['new']:.4f} on held-out events is no better than chance" if chance else ""
-        mean, interval = self.difference.mean, self.difference.ci95
-        told = f"mean user AUC {mean:+.4f} against release {self.released}"
-        told += f" (95 % interval {interval[0]:+.4f} to {interval[1]:+.4f}, {self.users} users)" if interval else ""
-        if mean < -margin:
-            return f"{told}: worse by more than the margin of {margin:g}"
-        if interval is not None and interval[1] < 0:
-            return f"{told}: worse beyond chance"
+            return f"{self.told}: no better than chance" if self.auc["new"] <= 0.5 else ""
+        if self.difference.mean < -margin:
+            return f"{self.told}: worse by more than the margin of {margin:g}"
+        if self.difference.ci95 is not None and self.difference.ci95[1] < 0:
+            return f"{self.told}: worse beyond chance"
         return ""
 
 
@@ -141,7 +152,8 @@ def nightly(settings: NightlySettings, work: Path, show: Show = lambda stage, wh
             done = Stage(stage, time.monotonic() - begun, facts)
             record = msgspec.structs.replace(record, stages=(*record.stages, done), outcome=outcome, reason=reason)
             _write(folder, record)
-        shutil.rmtree(folder / "data", ignore_errors=True)  # it can be prepared again, and is most of what there is
+        if record.outcome:  # it can be prepared again, and is most of what there is
+            shutil.rmtree(folder / "data", ignore_errors=True)
     return record
 
 
@@ -218,9 +230,9 @@ def _train(folder: Path, record: Record, told: _Told) -> _Done:
     if count > 1:
         start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
         told(f"{count} processes")
-        done = subprocess.run([*start, "-m", "cloud.nightly", str(folder)], stdout=sys.stderr.fileno(), check=False)
+        done = subprocess.run([*start, "-m", "cloud.nightly", str(folder)], stdout=subprocess.DEVNULL, check=False)
         if done.returncode:
-            raise EngineError(f"training ended with status {done.returncode}; it goes on when the job is started again")
+            raise Unreachable(f"training ended with status {done.returncode}; it goes on when the job is started again")
     else:
         train_stage(folder, lambda epoch, done, loss: told(f"epoch {epoch}: {done / 10:.0f} %, loss {loss:.4f}"))
     trained = load(folder / "model")
@@ -270,7 +282,7 @@ def _evaluate(folder: Path, record: Record, told: _Told) -> _Done:
     found = compare(users[known], batch.labels[known], scores, version, float(1 - known.mean()) if len(known) else 0.0)
     facts: dict[str, Any] = msgspec.to_builtins(found)
     reason = found.verdict(wanted.margin)
-    return {**facts, "verdict": reason or "not worse"}, "declined" if reason else "", reason
+    return {**facts, "told": found.told}, "declined" if reason else "", reason
 
 
 def compare(
@@ -332,27 +344,60 @@ def _export(folder: Path, record: Record, told: _Told) -> _Done:
 
 
 def _propose(folder: Path, record: Record, told: _Told) -> _Done:
-    wanted, bundle = record.settings, folder / "bundle"
-    with ServerHome(Path(wanted.home), create=False) as home:
-        now, against = home.catalog.current(), record.facts("evaluate")["released"]
-        mine = record.facts("export")["manifest"]
-        if now is not None and now.version != against and now.manifest != mine:
-            reason = f"release {now.version} came after the comparison with {against}; the next night compares with it"
-            return {"released": now.version}, "overtaken", reason
-        return propose(home, bundle, record, published=now is not None and now.manifest == mine)
+    made, against = record.facts("export"), record.facts("evaluate")["released"]
+    with ServerHome(Path(record.settings.home), create=False) as home:
+        held = {release.ref.manifest: release.ref.version for release in home.catalog.releases()}
+        now = home.catalog.current()
+        if made["manifest"] not in held:  # else a run that was cut off has brought it there
+            if now is not None and now.version != against:
+                reason = f"release {now.version} came after the comparison with {against}"
+                return {}, "overtaken", reason
+            if max(held.values(), default=0) >= made["version"]:
+                return {}, "overtaken", f"the server holds another bundle {made['version']} by now"
+        return propose(home, folder / "bundle", record, made["manifest"] in held)
 
 
-def propose(home: ServerHome, bundle: Path, record: Record, published: bool) -> _Done:
-    """Hand a bundle that has passed over to those who release: a `proposal.json` beside it, and, where the settings say
-    so, its publication. published: it is out already, by a run that was cut off right after."""
-    command = f"coda release publish {bundle} --home {home.path}"
-    facts = {**record.facts("export"), "command": command, "comparison": record.facts("evaluate")}
-    write_atomically(bundle.parent / "proposal.json", msgspec.json.format(msgspec.json.encode(facts)))
-    if not record.settings.publish:
-        return {"command": command}, "proposed", ""
-    if not published:
-        publish(home, bundle)
-    return {"command": command}, "published", ""
+def propose(home: ServerHome, bundle: Path, record: Record, held: bool) -> _Done:
+    """Hand a bundle that has passed to those who release: `proposal.json` beside it and, if wanted, to the server.
+
+    held: the server has it already. Raises: CodaError: the server does not take it in.
+    """
+    made, then = record.facts("export"), record.settings.then
+    name, why = f"{record.settings.name}-{record.run}", record.facts("evaluate")["told"]
+    named = record.settings.named
+    ladder: tuple[Rung, ...] = LADDER
+    create = f"coda release create {name} --bundle {made['version']} --home {home.path} --why {shlex.quote(why)}"
+    if named:
+        create += "".join(f" --named {device}" for device in named)
+    else:  # nobody tries it before a share of all does
+        ladder = tuple(rung for rung in LADDER if rung.share or not rung.named)
+        write_atomically(bundle.parent / "ladder.json", msgspec.json.encode(ladder))
+        create += f" --ladder {bundle.parent / 'ladder.json'}"
+    commands = [
+        f"coda release add {bundle} --home {home.path}",
+        create,
+        f"coda release advance {name} --home {home.path} --why REASON",
+    ]
+    proposal = {**made, "commands": commands, "comparison": record.facts("evaluate")}
+    write_atomically(bundle.parent / "proposal.json", msgspec.json.format(msgspec.json.encode(proposal)))
+    if then == "leave":
+        return {"commands": commands}, "proposed", ""
+    if not held:
+        publish(home, bundle, staged=then == "plan")
+    if then == "publish":
+        return {"commands": []}, "published", ""
+    if home.catalog.rollouts.course(name) is None:
+        try:
+            Releases(home.catalog, time.time).create(
+                name, made["version"], who="coda nightly", why=why, named=named, ladder=ladder
+            )  # fmt: skip
+        except InputError as refusal:  # such as a release to the same devices that is on its way
+            return (
+                {"commands": commands[1:]},
+                "proposed",
+                f"the server has it, but its release is not planned: {refusal}",
+            )
+    return {"commands": commands[2:], "release": name}, "proposed", ""
 
 
 _DO = {"prepare": _prepare, "train": _train, "evaluate": _evaluate, "export": _export, "propose": _propose}

@@ -156,6 +156,8 @@ def read_source(args: argparse.Namespace) -> Dataset:
     """The data set that these arguments name. Raises: InputError."""
     from cloud.datasets import read
 
+    if "://" in args.interactions:
+        raise InputError(f"{args.interactions} is a URL: `coda data prepare --stream` reads those")
     return read(
         Path(args.interactions),
         args.items,

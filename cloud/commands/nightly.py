@@ -16,12 +16,13 @@ vocabularies permit), compare with the released model on the newest events, whic
 checks, sign, and propose. A model that does worse is not proposed: exit status 8, and the reason in words and in JSON.
 
 A job that was killed goes on where it was when the same command is given again. WORK has a folder for each night, with
-`run.json`, the model, the bundle and `proposal.json`. Without --publish nothing reaches a device: the command that
-releases the bundle is printed. The key must be there; the server's folder may be in use.
+`run.json`, the model, the bundle and `proposal.json`. Nothing reaches a device unless --publish is given: with --plan
+the server has the bundle, and its release waits on the first rung of its ladder; without, the commands that do so are
+printed. The key must be there; the server's folder may be in use.
 
 example:
   coda nightly --home runs/server --interactions /data/events --items items.parquet --work runs/nightly \\
-      --key runs/release.key --json tonight.json
+      --key runs/release.key --plan --json tonight.json
 """
 
 
@@ -50,7 +51,25 @@ class Command:
         )
         parser.add_argument("--engines", default="onnx,executorch", metavar="LIST", help="default: %(default)s")
         parser.add_argument("--processes", type=int, default=1, metavar="N", help="that train together on this machine")
-        parser.add_argument("--publish", action="store_true", help="make an accepted model everyone's release at once")
+        then = parser.add_mutually_exclusive_group()
+        then.add_argument(
+            "--plan", action="store_const", dest="then", const="plan", default="leave",
+            help="have the server take in an accepted model, and plan its release; whoever releases advances it",
+        )  # fmt: skip
+        then.add_argument(
+            "--publish",
+            action="store_const",
+            dest="then",
+            const="publish",
+            help="to everyone at once, without a ladder",
+        )
+        parser.add_argument(
+            "--named",
+            action="append",
+            default=[],
+            metavar="DEVICE",
+            help="who tries it before any share of all devices",
+        )
         training = parser.add_argument_group("training (as `coda train` has them)")
         training.add_argument("--model", metavar="NAME")
         training.add_argument("--history", type=int, metavar="N")
@@ -72,13 +91,14 @@ class Command:
 
         names = ("model", "history", "epochs", "batch", "rate", "validation", "seed", "threads")
         chosen = {"validation": 0.05} | {n: getattr(args, n) for n in names if getattr(args, n) is not None}
-        given = ("positive_at", "negatives", "name", "held_out", "margin", "processes", "publish")
+        given = ("positive_at", "negatives", "name", "held_out", "margin", "processes", "then")
         settings = NightlySettings(
             home=str(args.home.resolve()),
             interactions=args.interactions if "://" in args.interactions else str(Path(args.interactions).resolve()),
             key=str(args.key.resolve()),
             items=None if args.items is None else str(args.items.resolve()),
             engines=tuple(word.strip() for word in args.engines.split(",") if word.strip()),
+            named=tuple(args.named),
             train=TrainSettings(**chosen),
             **{n: getattr(args, n) for n in given},
         )
@@ -91,7 +111,7 @@ class Command:
             print(f"{stage.name:9}{stage.seconds:8.1f} s")
         if record.outcome == "declined":
             raise Declined(f"the model of {record.run} is not proposed: {record.reason}")
-        print(f"{record.run}: {record.outcome}. {record.reason or record.facts('evaluate')['verdict']}")
-        if record.outcome == "proposed":
-            print(f"to release it:\n  {record.facts('propose')['command']}")
+        print(f"{record.run}: {record.outcome}. {record.reason or record.facts('evaluate')['told']}")
+        if commands := record.facts("propose").get("commands"):
+            print("to release it:", *commands, sep="\n  ")
         return 0

@@ -73,12 +73,14 @@ class Command:
         with team() as together, Progress(*columns, disable=not together.leads) as bar:
             task = bar.add_task("epoch 1", total=1000, loss="")
 
+            stepping: dict[int, tuple[float, float]] = {}  # epoch: when its first and its last step were done
+
             def show(epoch: int, thousandths: int, loss: float) -> None:
+                now = time.monotonic()
+                stepping[epoch] = (stepping.get(epoch, (now, now))[0], now)
                 bar.update(task, description=f"epoch {epoch}", completed=thousandths, loss=f"loss {loss:.4f}")
 
-            begun = time.monotonic()
             trained = train(dataset, args.out, settings, show, team=together, save_every=save_every)
-            seconds = time.monotonic() - begun
         if not together.leads:
             return 0
         threads = torch.get_num_threads()
@@ -93,7 +95,7 @@ class Command:
                 "model": settings.model,
                 "processes": together.share.of,
                 "threads": threads,
-                "seconds": seconds,
+                "step_seconds": sum(last - first for first, last in stepping.values()),
                 "rows": trained.state.history,
             }
             write_atomically(args.json, msgspec.json.format(msgspec.json.encode(result)))

@@ -1,19 +1,22 @@
 """Several processes, started by torchrun on this machine, train as one does."""
 
 import os
-import re
-import signal
+import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import msgspec
 import pytest
 import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save
 
+from cloud import training
 from cloud.datasets import columnar, prepare, read
 from device_runtime.cli import main
-from export.checkpoint import load
+from device_runtime.errors import Unreachable
+from export.checkpoint import Position, load
 from tests.conftest import write_tastes
 
 LOOPBACK = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
@@ -93,35 +96,36 @@ def test_each_reads_blocks_of_its_own_from_disk(prepared, tmp_path):
     assert two[-1].auc == pytest.approx(one[-1].auc, abs=0.05)
 
 
-def children(pid):
-    """Processes of a training, by their parents: those that torchrun started."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/status"):
-        try:
-            text, words = status.read_text(), (status.parent / "cmdline").read_text()
-        except OSError:
-            continue
-        if re.search(rf"^PPid:\s+{pid}$", text, re.MULTILINE) and "device_runtime" in words:
-            found.append(int(status.parent.name))
-    return sorted(found)
+def member(rank, port, *words):
+    """One of two processes, told who it is as by torchrun, without an agent that would end it with the other."""
+    env = {**LOOPBACK, "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "device_runtime", "train", *words], env=env, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def test_a_process_that_dies_stops_the_others_with_a_reason_and_they_go_on_later(prepared, tmp_path):
     """As many go on from the middle of the epoch, and end with the weights of a run that nobody killed."""
     more = ("--batch", "16", "--save-every", "0.02")
     torchrun(2, prepared / "disk", tmp_path / "whole", *more)
-    out = tmp_path / "out"
-    with (tmp_path / "log").open("w") as log:
-        running = subprocess.Popen(command(2, prepared / "disk", out, *more), env=LOOPBACK, stdout=log, stderr=log)
-        while not (out / "newest.safetensors").exists():
-            assert running.poll() is None, (tmp_path / "log").read_text()
-            time.sleep(0.005)
-        both = children(running.pid)
-        assert len(both) == 2
-        os.kill(both[1], signal.SIGKILL)
-        assert running.wait(60) != 0
-    said = (tmp_path / "log").read_text()
-    assert "another process of this training has ended" in said or "Signal 9" in said
+    out, port = tmp_path / "out", free_port()
+    words = ["--data", str(prepared / "disk"), "--out", str(out), *TRAIN, *more]
+    first, second = (member(rank, port, *words) for rank in (0, 1))
+    while not (out / "newest.safetensors").exists():
+        assert first.poll() is None and second.poll() is None, first.stderr.read()
+        time.sleep(0.005)
+    second.kill()
+    _, said = first.communicate(timeout=120)
+    second.communicate()
+    assert first.returncode == Unreachable.exit_status
+    assert "another process of this training has ended" in said and "goes on from its last checkpoint" in said
     assert len(load_state(out).history) < 2
     torchrun(2, prepared / "disk", out, *more)
     one, other = load(tmp_path / "whole"), load(out)
@@ -131,22 +135,14 @@ def test_a_process_that_dies_stops_the_others_with_a_reason_and_they_go_on_later
 
 
 def load_state(out):
-    from cloud import training
-
     return training._opened((out / "newest.safetensors").read_bytes(), out)[0]
 
 
 def test_another_number_of_processes_does_not_go_on_in_mid_epoch(prepared, tmp_path, capsys):
-    import msgspec
-    from safetensors.torch import load as load_tensors
-    from safetensors.torch import save
-
     out, data = tmp_path / "out", str(prepared / "disk")
     words = ["train", "--data", data, "--out", str(out), *TRAIN, "--batch", "64"]
     assert main(words) == 0
     saved = load_state(out)
-    from export.checkpoint import Position
-
     early = msgspec.structs.replace(saved, history=saved.history[:1], finished=False, position=Position(3, 1.0, 2, 4))
     tensors = load_tensors((out / "newest.safetensors").read_bytes())
     (out / "newest.safetensors").write_bytes(save(tensors, {"state": msgspec.json.encode(early).decode()}))

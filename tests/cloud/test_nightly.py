@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -93,10 +94,12 @@ def test_a_night_ends_with_a_signed_bundle_and_the_command_that_releases_it(sett
     proposal = json.loads((run / "proposal.json").read_text())
     assert proposal["version"] == 3 and proposal["comparison"] == compared
     said = capsys.readouterr().out
-    assert proposal["command"] in said
-    assert main(proposal["command"].split()[1:]) == 0
+    for command in proposal["commands"]:
+        assert command in said
+        assert main(shlex.split(command)[1:]) == 0
     with ServerHome(server) as home:
-        assert home.catalog.current().version == 3
+        assert home.catalog.current().version == 2, "it climbs its ladder first"
+        assert home.catalog.rollouts.course(f"nightly-{record.run}").rollout.standing.name == "1 %"
 
     before = (run / "run.json").stat().st_mtime_ns
     assert main(words(settings, work)) == 0, "it is done, and stays so"
@@ -118,7 +121,29 @@ def test_a_model_that_does_worse_is_not_proposed(settings, server, tmp_path, cap
     assert main(words(poisoned, work, "--publish")) == 8, "asked again, it gives the same answer"
 
 
-@pytest.mark.parametrize("after", ["prepare", "train", "evaluate", "export"])
+def test_a_planned_release_waits_on_the_server_for_whoever_releases(settings, server, tmp_path, monkeypatch):
+    planned = msgspec.structs.replace(settings, then="plan")
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "STAGES", job.STAGES[:-1])
+        before = nightly(planned, tmp_path / "nights")
+    run = tmp_path / "nights" / before.run
+    job._propose(run, before, lambda what: None)  # it is killed before it can write down that it has done so
+    record = nightly(planned, tmp_path / "nights")
+    assert record.outcome == "proposed" and record.reason == ""
+    with ServerHome(server) as home:
+        assert [release.staged for release in home.catalog.releases()] == [True, False]
+        (course,) = home.catalog.rollouts.courses()
+        assert course.rollout.bundle == 3 and course.rollout.standing.name == "simulation"
+        assert "against release 2" in home.catalog.rollouts.audit(course.name, limit=1)[0].why
+
+    # the next night, nobody having advanced it: one release at a time to the same devices
+    later = nightly(msgspec.structs.replace(planned, name="later"), tmp_path / "others")
+    assert later.outcome == "proposed" and "its release is not planned" in later.reason
+    with ServerHome(server) as home:
+        assert home.catalog.current().version == 2 and home.catalog.releases()[0].ref.version == 4
+
+
+@pytest.mark.parametrize("after", ["prepare", "train", "evaluate"])
 def test_a_night_that_is_killed_goes_on_with_the_stage_it_was_in(settings, tmp_path, after):
     work = tmp_path / "nights"
     command = [sys.executable, "-m", "device_runtime", *words(settings, work)]
@@ -145,12 +170,14 @@ def test_a_release_that_came_meanwhile_ends_the_night(settings, server, tmp_path
     monkeypatch.undo()
     late = nightly(settings, tmp_path / "late")
     assert late.outcome == "overtaken" and "release 3 came after the comparison with 2" in late.reason
+    with ServerHome(server) as home:
+        assert home.catalog.current().version == 3 and len(home.catalog.releases()) == 2
 
 
 def test_a_first_release_is_compared_with_nothing_but_chance_and_published_if_asked_for(settings, tmp_path):
     with ServerHome(tmp_path / "fresh"):
         pass
-    first = msgspec.structs.replace(settings, home=str(tmp_path / "fresh"), publish=True)
+    first = msgspec.structs.replace(settings, home=str(tmp_path / "fresh"), then="publish")
     record = nightly(first, tmp_path / "nights")
     assert record.outcome == "published" and record.facts("train")["because"] == "there is no release yet"
     assert record.facts("evaluate")["released"] is None

@@ -137,6 +137,25 @@ def test_a_run_that_is_killed_in_mid_epoch_ends_with_the_same_weights(tmp_path, 
         assert torch.equal(other.model.state_dict()[name], value), name
 
 
+def test_what_a_kill_kept_from_being_written_is_written_by_the_next_run(dataset, tmp_path):
+    once = msgspec.structs.replace(SETTINGS, epochs=1)
+    before = train(dataset, tmp_path, once).state
+    (tmp_path / "state.json").unlink()
+    assert train(dataset, tmp_path, once).state == before
+
+
+def test_a_checkpoint_that_is_damaged_or_of_an_older_version_is_not_continued(dataset, tmp_path):
+    once = msgspec.structs.replace(SETTINGS, epochs=1)
+    train(dataset, tmp_path, once)
+    newest = tmp_path / "newest.safetensors"
+    newest.write_bytes(save_file({"weights:x": torch.ones(1)}))
+    with pytest.raises(StoreError, match="written by an older version"):
+        train(dataset, tmp_path, once)
+    newest.write_bytes(b"nonsense")
+    with pytest.raises(StoreError, match="is damaged"):
+        train(dataset, tmp_path, once)
+
+
 def test_a_checkpoint_of_something_else_is_not_continued(dataset, tmp_path):
     train(dataset, tmp_path, msgspec.structs.replace(SETTINGS, epochs=1))
     with pytest.raises(InputError, match="other data or settings"):

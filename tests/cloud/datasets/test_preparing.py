@@ -164,3 +164,5 @@ def test_the_command_says_what_it_made(tastes, tmp_path, capsys):
     assert "prepared with --stream" in capsys.readouterr().err
     with pytest.raises(InputError):
         Dataset.load(out)
+    assert main(["data", "prepare", "--interactions", "s3://bucket/events", "--out", str(out)]) == 2
+    assert "prepare --stream` reads those" in capsys.readouterr().err
