@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from nacl.signing import SigningKey
 from safetensors.numpy import load_file
 
 from cloud.home import ServerHome, publish
@@ -20,9 +21,11 @@ from device_runtime.counting import ByteCounter
 from device_runtime.engines import open_engine
 from device_runtime.history import read_history
 from device_runtime.home import DeviceHome
+from device_runtime.identity import Signer
 from device_runtime.ranker import rank
 from device_runtime.round import RoundOptions, RoundResult, run_round
 from device_runtime.store import Store
+from tests.cloud.http.test_trust import Publisher
 from tests.conftest import reversion
 from tests.device_runtime.peers import CountingProxy
 
@@ -162,6 +165,50 @@ def test_a_phone_follows_a_release_and_its_roll_back(device, serving, published,
     phases = [[phase["phase"] for phase in each["phases"]] for each in (first, second, third)]
     assert ["compare" in names for names in phases] == [False, True, True]
     assert second["auc_previous"] == pytest.approx(first["verdict"]["auc_after"]), "of what served until then"
+
+
+def test_a_phone_that_was_given_a_root_follows_the_publishers_documents(device, serving, published, tmp_path):
+    with serving() as (url, services):
+        publisher = Publisher(services)
+        publisher.bundle(3)
+        for role, data in (("root", publisher.root()), ("bundles", publisher.listing())):
+            publisher.tells(role, 1, data)
+        services.releases._forget()
+        root = publisher.root().decode()
+        first, _ = device.run(server=url, trust=root, history=published.history)
+        with DeviceHome(device.home) as home:
+            assert (home.trusted_set().root.version, home.trusted_set().listing.version) == (1, 1)
+            assert home.trusted == publisher.release.public
+        second, _ = device.run()
+        assert (first["bundle"], second["bundle"]) == (3, 3) and second["up"] < first["up"]
+
+        publisher.release = Signer(SigningKey.generate())  # the old key was stolen, and is dropped by a new root
+        publisher.listed.clear()
+        publisher.bundle(4)
+        publisher.tells("root", 2, publisher.root(2))
+        publisher.tells("bundles", 2, publisher.listing(2))
+        services.releases.create("next", 4, ladder=(Rung(name="100 %", share=1.0),), who="me", why="because")
+        services.releases._forget()
+        third, _ = device.run()
+        assert third["bundle"] == 4
+        with DeviceHome(device.home) as home:
+            assert (home.trusted_set().root.version, home.trusted) == (2, publisher.release.public)
+
+
+def test_a_phone_refuses_a_bundle_that_nobody_listed(device, serving, published):
+    with serving() as (url, services):
+        publisher = Publisher(services)
+        publisher.bundle(3)
+        publisher.listed[3] = "ab" * 32
+        for role, data in (("root", publisher.root()), ("bundles", publisher.listing())):
+            publisher.tells(role, 1, data)
+        services.releases._forget()
+        told = device.told(server=url, trust=publisher.root().decode(), history=published.history)
+        assert told.startswith("TrustError: bundle 3 is not on the publisher's list")
+        others = msgspec.json.decode(publisher.root())
+        others["signatures"].popitem()
+        told = device.told(server=url, trust=msgspec.json.encode(others).decode())
+        assert told.startswith("TrustError: 1 of the keys that root 1 names for root have signed; it takes 2")
 
 
 def test_the_screen_says_what_was_pulled_kept_gained_and_spent(device, serving, published, tmp_path):

@@ -79,7 +79,7 @@ public final class BenchmarkActivity extends Activity {
         Device device = new Device(this);
         device.enrol(extra("server"), extra("trust"));
         try (DeviceHome home = device.open(); Transport transport = home.transport(new ByteCounter(Long.MAX_VALUE))) {
-            MadeUpHistory.add(home, transport, number("seed", 0), number("events", 100));
+            MadeUpHistory.add(home, transport, device.engine().name(), number("seed", 0), number("events", 100));
         }
         List<Map<String, Object>> rows = new ArrayList<>();
         for (int i = 0; i < number("rounds", 3); i++) {

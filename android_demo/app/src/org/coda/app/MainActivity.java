@@ -80,7 +80,7 @@ public final class MainActivity extends Activity implements Round.Watcher {
         int margin = (int) (12 * getResources().getDisplayMetrics().density);
         page.setPadding(margin, margin, margin, margin);
         server = field("server, such as https://coda.example:8470");
-        trust = field("release key: 64 hex digits of release.pub");
+        trust = field("release key (64 hex digits), or the text of root.json");
         button("Enrol", new Work() {
             @Override
             public String run() {
@@ -93,7 +93,7 @@ public final class MainActivity extends Activity implements Round.Watcher {
             public String run() {
                 try (DeviceHome home = device.open();
                         Transport transport = home.transport(new ByteCounter(Long.MAX_VALUE))) {
-                    return MadeUpHistory.add(home, transport, 0, EVENTS) + " events were made up";
+                    return MadeUpHistory.add(home, transport, device.engine().name(), 0, EVENTS) + " events were made up";
                 }
             }
         });

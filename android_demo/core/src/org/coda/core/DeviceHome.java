@@ -2,6 +2,7 @@ package org.coda.core;
 
 import org.coda.core.CodaError.InputError;
 import org.coda.core.CodaError.StoreError;
+import org.coda.core.CodaError.TrustError;
 import org.coda.core.CodaError.WireError;
 import org.coda.core.Manifest.FileRef;
 import org.coda.core.Model.Weights;
@@ -74,8 +75,9 @@ public final class DeviceHome implements Closeable {
     }
 
     /** 8 hex digits, by which both sides see whether the server knows this profile: {@code messages.profile_digest}. */
-    String profileDigest(String engine) {
-        byte[] text = Json.bytes(Arrays.<Object>asList(profile(engine), 0, 0));
+    String profileDigest(String engine, TrustedSet trusted) {
+        byte[] text = Json.bytes(Arrays.<Object>asList(profile(engine), trusted == null ? 0 : trusted.rootVersion(),
+                trusted == null ? 0 : trusted.listingVersion()));
         return Bytes.hex(Bytes.sha256(text)).substring(0, 8);
     }
 
@@ -87,11 +89,17 @@ public final class DeviceHome implements Closeable {
     /**
      * Announce the device's key to a server; harmless if done before. Returns the device's id.
      *
-     * @param trusted the public release key, hex, which bundles must be signed with from now on.
+     * @param trusted the public release key, hex, which bundles must be signed with from now on; or the text of a root
+     *     document, which says whose bundles are believed from now on.
      * @param capability what this device is: see {@code messages.Capability}.
      */
     public String enrol(String server, String trusted, Map<String, Object> capability, ByteCounter counter) {
-        String key = Signer.checkPublicKey(trusted.trim());
+        boolean isRoot = trusted.trim().startsWith("{");
+        String key = isRoot ? startTrust(Bytes.utf8(trusted)) : Signer.checkPublicKey(trusted.trim());
+        if (!isRoot) {
+            Files.delete(trustFile("root.json"));
+            Files.delete(trustFile("bundles.json"));
+        }
         Signer signer = signer();
         String device = Signer.deviceId(signer.publicKey);
         Map<String, Object> message = new LinkedHashMap<>();
@@ -112,9 +120,50 @@ public final class DeviceHome implements Closeable {
 
     // -- what serves -------------------------------------------------------------------------------------------------
 
-    /** The manifest of a bundle whose blob is held, verified anew. */
-    Manifest manifest(Manifest.Ref ref) {
-        return Manifest.open(ref, Files.read(blobs.path(ref.file())), trusted());
+    private File trustFile(String name) {
+        return new File(new File(path, "trust"), name);
+    }
+
+    /** Begin with a root that was given by hand; the same one again changes nothing. Returns the key trusted so far. */
+    private String startTrust(byte[] root) {
+        String given = Bytes.hex(Bytes.sha256(root));
+        if (!given.equals(store.setting("root_given")) || !trustFile("root.json").exists()) {
+            TrustedSet started = new TrustedSet(root, new byte[0]);
+            started.checkSelfSigned();
+            keepTrusted(started);
+            store.set("root_given", given, "fresh_until", "0");
+        }
+        String known = store.setting("trusted");
+        return known == null ? "" : known;
+    }
+
+    /** The publisher's documents that this device holds; null if it was given a single key instead. */
+    TrustedSet trustedSet() {
+        if (!trustFile("root.json").exists()) {
+            return null;
+        }
+        byte[] listing = trustFile("bundles.json").exists() ? Files.read(trustFile("bundles.json")) : new byte[0];
+        try {
+            return new TrustedSet(Files.read(trustFile("root.json")), listing);
+        } catch (TrustError error) {
+            throw new StoreError("the publisher's documents are damaged (" + error.getMessage()
+                    + "); enrol again with the root");
+        }
+    }
+
+    /** Keep what a set has accepted; the list first, so that a cut never leaves a newer root with an older list. */
+    void keepTrusted(TrustedSet trusted) {
+        if (trusted.listingData.length > 0) {
+            Files.writeAtomically(trustFile("bundles.json"), trusted.listingData, false);
+        } else {
+            Files.delete(trustFile("bundles.json"));
+        }
+        Files.writeAtomically(trustFile("root.json"), trusted.rootData, false);
+    }
+
+    /** The manifest of a bundle whose blob is held, verified anew. key: that must have signed it. */
+    Manifest manifest(Manifest.Ref ref, String key) {
+        return Manifest.open(ref, Files.read(blobs.path(ref.file())), key);
     }
 
     /** The serving bundle on an engine. Raises: InputError: none has been pulled. */
@@ -123,7 +172,7 @@ public final class DeviceHome implements Closeable {
         if (serving == null) {
             throw new InputError("this device holds no bundle yet: run a round first");
         }
-        return new Model(manifest(serving.ref), engine, blobs);
+        return new Model(manifest(serving.ref, trusted()), engine, blobs);
     }
 
     /** The personal weights that serve, if they belong to this bundle; else the bundle's own. */

@@ -51,6 +51,36 @@ public final class Json {
         }
     }
 
+    /**
+     * The bytes of one member of an object, exactly as they stand: what a signature covers.
+     *
+     * @throws WireError it is no object, or has no such member.
+     */
+    static byte[] member(byte[] data, String name) {
+        parse(data, "a signed document");
+        Json reader = new Json(Bytes.text(data));
+        reader.next();
+        byte[] found = null;
+        for (reader.at++; reader.next() == '"'; reader.at++) { // at a name, or at the end of an empty object
+            String member = reader.string();
+            reader.next();
+            reader.at++;
+            reader.next();
+            int start = reader.at;
+            reader.value(1);
+            if (member.equals(name)) {
+                found = Bytes.utf8(reader.text.substring(start, reader.at));
+            }
+            if (reader.next() == '}') {
+                break;
+            }
+        }
+        if (found == null) {
+            throw new WireError("a signed document has no '" + name + "'");
+        }
+        return found;
+    }
+
     private static final class Malformed extends RuntimeException {
         private static final long serialVersionUID = 1L;
 

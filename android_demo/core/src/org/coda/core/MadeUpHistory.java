@@ -4,9 +4,7 @@ import org.coda.core.Manifest.FileRef;
 import org.coda.core.Store.Event;
 
 import java.util.ArrayList;
-import java.util.LinkedHashMap;
 import java.util.List;
-import java.util.Map;
 
 /**
  * A history for a phone that has none: items of the catalogue's first shard, of which a made-up user likes those of one
@@ -20,14 +18,13 @@ public final class MadeUpHistory {
     /**
      * Pulls what it takes and adds the events; the same seed adds the same ones, once.
      *
+     * @param engine that will run the rounds, by name.
      * @return how many came.
      */
-    public static int add(DeviceHome home, Transport transport, long seed, int count) {
-        Map<String, String> headers = new LinkedHashMap<>();
-        Manifest.Ref ref = Manifest.Ref.parse(transport.request("GET", "/v1/bundle", new byte[0], "bundle", "",
-                "application/json", headers, 200).body, "the announced bundle");
-        transport.fetchBlob(ref.file(), home.blobs, "manifest");
-        Manifest.TableEntry table = home.manifest(ref).tables.get(Model.VOCABULARY);
+    public static int add(DeviceHome home, Transport transport, String engine, long seed, int count) {
+        Announced found = Announced.find(home, transport, engine);
+        transport.fetchBlob(found.ref.file(), home.blobs, "manifest");
+        Manifest.TableEntry table = home.manifest(found.ref, found.key).tables.get(Model.VOCABULARY);
         FileRef first = table.shards.get(0);
         transport.fetchBlob(first, home.blobs, "item rows");
         Tables.Shard shard = new Tables.Shard(home.blobs.read(first), table.tensors);

@@ -303,14 +303,13 @@ public final class Round {
         }
         model = null;
         local = null;
-        final Manifest.Ref[] ref = new Manifest.Ref[1];
-        final String[] etag = new String[1];
+        final Announced[] found = new Announced[1];
         phase("pull", new Work() {
             @Override
             public void run() {
-                announced(ref, etag);
-                transport.fetchBlob(ref[0].file(), home.blobs, "manifest");
-                Manifest manifest = home.manifest(ref[0]);
+                found[0] = Announced.find(home, transport, engine.name());
+                transport.fetchBlob(found[0].ref.file(), home.blobs, "manifest");
+                Manifest manifest = home.manifest(found[0].ref, found[0].key);
                 for (Map.Entry<String, FileRef> file : manifest.files(engine.format()).entrySet()) {
                     transport.fetchBlob(file.getValue(), home.blobs,
                             file.getKey().startsWith("graph") ? "graphs" : "weights");
@@ -322,7 +321,8 @@ public final class Round {
                 }
             }
         });
-        String what = ref[0].manifest + "/" + engine.name() + "/" + engine.version();
+        Manifest.Ref ref = found[0].ref;
+        String what = ref.manifest + "/" + engine.name() + "/" + engine.version();
         if (!home.store.passed(what)) {
             phase("self-test", new Work() {
                 @Override
@@ -333,23 +333,24 @@ public final class Round {
             home.store.passTest(what);
         }
         Serving before = home.store.bundle();
-        home.store.useBundle(ref[0], etag[0]);
-        if (before != null && !before.ref.manifest.equals(ref[0].manifest)) {
-            compare(before.ref);
+        String key = before == null ? "" : home.trusted();
+        home.store.useBundle(ref, found[0].etag, found[0].key);
+        if (before != null && !before.ref.manifest.equals(ref.manifest)) {
+            compare(before.ref, key);
         }
-        transport.bundle = ref[0].version;
-        progress.bundle = ref[0].version;
-        progress.manifest = ref[0].manifest;
+        transport.bundle = ref.version;
+        progress.bundle = ref.version;
+        progress.manifest = ref.manifest;
         return "pulled";
     }
 
     /** How a release compares with the one before: by the AUC, on what this round holds out, of what served until now. */
-    private void compare(final Manifest.Ref served) {
+    private void compare(final Manifest.Ref served, final String key) {
         progress.moved = true;
         phase("compare", new Work() {
             @Override
             public void run() {
-                try (Model before = new Model(home.manifest(served), engine, home.blobs)) {
+                try (Model before = new Model(home.manifest(served, key), engine, home.blobs)) {
                     Local mine = new Local(home.store, before, progress.inputs.until);
                     Weights weights = home.activeWeights(before);
                     LocalTable table = before.table(mine.everything.ids(Model.VOCABULARY), weights, null);
@@ -360,46 +361,6 @@ public final class Round {
                 }
             }
         });
-    }
-
-    /** What this device has, if a small question says that nothing is new; else what a signed call says. */
-    private void announced(Manifest.Ref[] ref, String[] etag) {
-        Serving serving = home.store.bundle();
-        Map<String, String> headers = new LinkedHashMap<>();
-        headers.put("CoDA-Profile", Bytes.text(Json.bytes(home.profile(engine.name()))));
-        if (serving != null) {
-            ref[0] = serving.ref;
-            etag[0] = serving.etag;
-            String question = "/v1/stale/" + home.device() + "/" + serving.ref.version + "/"
-                    + home.profileDigest(engine.name());
-            if (transport.ask(question, "bundle", 200, 204, 404) == 204) {
-                return;
-            }
-            headers.put("If-None-Match", serving.etag);
-        }
-        Answer found = transport.request("GET", "/v1/bundle", NOTHING, "bundle", "", "application/json", headers, 200,
-                304);
-        if (found.head.status == 304 && serving != null) {
-            return;
-        }
-        ref[0] = Manifest.Ref.parse(found.body, "the announced bundle");
-        etag[0] = found.head.header("etag");
-        if (serving != null && ref[0].version < serving.ref.version) {
-            checkRolledBack(found, ref[0], serving.ref);
-        }
-    }
-
-    /** An older bundle is taken only from the server that this device trusts, in an answer to this very request. */
-    private void checkRolledBack(Answer found, Manifest.Ref announced, Manifest.Ref serving) {
-        try {
-            Signer.verify(home.manifest(serving).answerKey, Signer.answerText(found.nonce, found.body),
-                    found.head.header("coda-signature"));
-        } catch (TrustError error) {
-            throw new TrustError(transport.url() + " announces bundle " + announced.version
-                    + ", but this device already has " + serving.version
-                    + "; an older one is refused unless the server signs that it was rolled back (a replay, or an old "
-                    + "server)");
-        }
     }
 
     private String encode() {

@@ -212,8 +212,15 @@ public final class Store implements Closeable {
                 (String) row[1]);
     }
 
-    void useBundle(Manifest.Ref ref, String etag) {
-        change("INSERT OR REPLACE INTO bundle VALUES (1, ?, ?)", ref.json(), etag);
+    /** Let a bundle serve. trusted: the key that its manifest is signed with. */
+    void useBundle(final Manifest.Ref ref, final String etag, final String trusted) {
+        transaction(new Change() {
+            @Override
+            public void make() {
+                db.execute("INSERT OR REPLACE INTO bundle VALUES (1, ?, ?)", ref.json(), etag);
+                db.execute("INSERT OR REPLACE INTO settings VALUES ('trusted', ?)", trusted);
+            }
+        });
     }
 
     /** The version of the personal weights that serve, if they belong to this bundle; else null. */

@@ -115,6 +115,11 @@ public final class Transport implements Closeable {
         return call(false, "GET", path, NOTHING, label, "", "", noHeaders(), statuses).head.status;
     }
 
+    /** The body of a JSON document that anybody may ask for. */
+    byte[] document(String path, String label) {
+        return call(false, "GET", path, NOTHING, label, "", "application/json", noHeaders(), 200).body;
+    }
+
     private Answer call(final boolean signed, final String method, final String path, final byte[] body,
             final String label, String type, final String accept, Map<String, String> more, final int... statuses) {
         final Map<String, String> fixed = new LinkedHashMap<>(more);

@@ -49,7 +49,7 @@ public final class HostDevice {
         }
         if (Integer.getInteger("events", 0) > 0) {
             try (Transport transport = home.transport(new ByteCounter(Long.MAX_VALUE))) {
-                MadeUpHistory.add(home, transport, Long.getLong("seed", 0), Integer.getInteger("events"));
+                MadeUpHistory.add(home, transport, engine.name(), Long.getLong("seed", 0), Integer.getInteger("events"));
             }
         }
         List<Map<String, Object>> rows = new ArrayList<>();
