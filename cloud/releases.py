@@ -137,9 +137,9 @@ class Releases:
 
     def explain(self, name: str, bundle: int = 0) -> Explained:
         """As `decide`, with what it follows from. Raises: InputError: no such device."""
-        device = self._device(name)
+        policy, device = self._now_policy(), self._device(name)
         facts = self.facts(device, bundle)
-        return Explained(facts, self._now_policy().decide(facts))
+        return Explained(facts, policy.decide(facts))
 
     def voice(self, device: Device, report: RoundReport, received: float) -> Voice | None:
         """What a report says of the rollout that its device takes part in; None for nothing."""

@@ -150,8 +150,8 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     density_weights: bool = True
     outside_weight: float = 2.0
     label_correction: bool = True
-    epochs: int = 8
-    rate: float = 0.1
+    epochs: int = 3
+    rate: float = 0.05
     table_rate: float = 0.5
     interpolation: float = 1.0
     freeze_histories: bool = True

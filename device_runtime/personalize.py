@@ -72,7 +72,7 @@ def tune(
             trained = _passes(model, weights, table, values, [(local, 1.0)], local, settings, rng)
         share = np.clip(2 * kept_weights.astype(np.float64), 0, 1)
         change = share * (_logit(given.labels) - model.logits(given, table, weights))
-        past = [c.values for c in given.columns.values() if isinstance(c, Ragged)]
+        past = [c.compact().values for c in given.columns.values() if isinstance(c, Ragged)]
         own = table.local(np.concatenate([local.ids(VOCABULARY), *past]))
         trained = reach(
             model,

@@ -23,6 +23,10 @@ SOURCES = Path(__file__).parent / "java"
 JARS = [Path("/usr/share/java") / name for name in ("junit4.jar", "hamcrest.jar", "xerial-sqlite-jdbc.jar")]
 
 
+SHORT_LIVED = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto")
+"""What keeps a JVM of a few seconds from compiling and collecting more than it runs."""
+
+
 class JavaError(Exception):
     """What the Java side raised: "WireError: …"."""
 
@@ -98,19 +102,9 @@ def needed(*programs: str, files: list[Path] | None = None) -> None:
 
 def javac(out: Path, sources: list[Path], classpath: str) -> None:
     """Java 8, every warning an error."""
-    command = [
-        "javac",
-        "-Xlint:all,-options,-processing",
-        "-Werror",
-        "-source",
-        "8",
-        "-target",
-        "8",
-        "-encoding",
-        "utf8",
-    ]
+    strict = ["-Xlint:all,-options,-processing", "-Werror", "-source", "8", "-target", "8", "-encoding", "UTF-8"]
     out.mkdir(parents=True, exist_ok=True)
-    words = [*command, "-cp", classpath, "-d", str(out), *map(str, sources)]
+    words = ["javac", *strict, "-cp", classpath, "-d", str(out), *map(str, sources)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -128,7 +122,7 @@ def classpath(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def java(classpath: str) -> Iterator[Java]:
-    made = Java("java", "-cp", classpath)
+    made = Java("java", *SHORT_LIVED, "-cp", classpath)
     yield made
     made.close()
 
@@ -139,7 +133,7 @@ def junit(classpath: str) -> Callable[..., str]:
 
     def run(*classes: str, **properties: object) -> str:
         given = [f"-D{name}={value}" for name, value in properties.items()]
-        command = ["java", *given, "-cp", classpath, "org.junit.runner.JUnitCore", *classes]
+        command = ["java", *SHORT_LIVED, *given, "-cp", classpath, "org.junit.runner.JUnitCore", *classes]
         done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -176,7 +170,7 @@ class HostDevice:
         helper = Path(__file__).parent / "engine_helper.py"
         engine = f"{sys.executable} {helper} {self.published.bundle} {self.published.trust}"
         words = [f"-D{name}={value}" for name, value in {"engine": engine, **properties}.items()]
-        return ["java", *words, "-cp", self.classpath]
+        return ["java", *SHORT_LIVED, *words, "-cp", self.classpath]
 
     def start(self, **properties: object) -> subprocess.CompletedProcess[str]:
         given = {"home": self.home, "trust": self.published.trust} | properties

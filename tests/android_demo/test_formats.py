@@ -8,6 +8,7 @@ import struct
 import msgspec
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nacl.signing import SigningKey
@@ -52,7 +53,8 @@ REPORTS = st.builds(
     RoundReport, round=st.text("0123456789abcdef", min_size=16, max_size=16), bundle=st.integers(0, 2**31 - 1),
     engine=st.just("executorch"), outcome=st.sampled_from(("kept", "activated", "failed")),
     local=st.integers(0, 10**6), candidates=st.integers(0, 10**6), kept=st.integers(0, 10**6),
-    verdict=st.none() | VERDICTS, phases=ALIKE, error=st.sampled_from(("", "TrustError")), age_s=COST,
+    verdict=st.none() | VERDICTS, phases=ALIKE,
+    error=st.sampled_from(("", "TrustError")), age_s=COST, auc_previous=SHARE,
 )  # fmt: skip
 
 
@@ -71,6 +73,18 @@ def test_java_reads_every_kind_of_zstd_block(java, seed, times, level, dictionar
     noise = rng.integers(0, 30, 3 * len(seed), np.uint8).tobytes()
     plain = (seed + noise) * times
     assert java("unzstd", compressed(plain, level, dictionary), dictionary) == plain
+
+
+@given(st.binary(max_size=300), st.integers(1, 600), st.binary(max_size=100))
+def test_python_reads_what_java_squeezes(java, seed, times, dictionary):
+    plain = (seed + bytes(range(40))) * times + seed[::-1]
+    shared = None
+    if dictionary:
+        shared = zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    frame = java("zstd", plain, dictionary)
+    assert zstandard.ZstdDecompressor(dict_data=shared).decompress(frame, allow_extra_data=False) == plain
+    assert java("unzstd", frame, dictionary) == plain
+    assert len(frame) < len(plain) + 16 + 3 * (len(plain) >> 17)
 
 
 @pytest.mark.parametrize("level", [1, 5, 12, 19])
@@ -140,7 +154,8 @@ def test_integers_are_packed_into_the_same_bytes(java, values):
     packed = packing.pack(column)
     assert java("pack", column.astype("<i8").tobytes()) == packed
     assert java("unpack", packed) == column.astype("<i8").tobytes()
-    np.testing.assert_array_equal(packing.unpack(java("pack plain", column.astype("<i8").tobytes())), column)
+    for way in ("pack plain", "pack squeezed"):
+        np.testing.assert_array_equal(packing.unpack(java(way, column.astype("<i8").tobytes())), column)
 
 
 @given(st.binary(max_size=60))
@@ -162,8 +177,9 @@ def test_contributions_are_the_same_bytes(java, batch, ordered):
         wire.decode_contribution(frame, schema)
     )
     if len(batch):
-        plain = wire.decode_contribution(java("contribution plain", as_json(schema), frame), schema)
-        assert wire.encode_contribution(plain) == wire.encode_contribution(wire.decode_contribution(frame, schema))
+        for way in ("contribution plain", "contribution squeezed"):
+            plain = wire.decode_contribution(java(way, as_json(schema), frame), schema)
+            assert wire.encode_contribution(plain) == wire.encode_contribution(wire.decode_contribution(frame, schema))
 
 
 @given(sample_batches(), st.text(max_size=20))
@@ -205,6 +221,8 @@ def test_queries_are_the_same_bytes(java, k, width, limit, held):
 def test_reports_are_the_same_bytes(java, report):
     frame = wire.encode_report(report)
     assert java("report", to_json(report)) == frame
+    squeezed = java("report squeezed", to_json(report))
+    assert wire.decode_report(squeezed) == wire.decode_report(frame)
     assert java("report body", frame) == framing.unseal(frame, 4, wire.MAX_REPORT, wire.REPORT_DICTIONARY)
 
 
@@ -214,7 +232,7 @@ def test_the_journal_is_the_same_json(java, report, seed):
     inputs = Inputs(seed=seed, match=True, engine="executorch 1.5.1", until=7, events=9, ordinal=3)
     progress = Progress(
         inputs=inputs, bundle=4, manifest="ab", verdict=report.verdict, view=view, files={"tuned": "cd"},
-        phases=report.phases, traffic={"match": (3, 4)}, resumed=1, repulled=True,
+        phases=report.phases, traffic={"match": (3, 4)}, resumed=1, repulled=True, auc_previous=report.auc_previous,
     )  # fmt: skip
     assert java("progress", to_json(progress)) == to_json(progress)
 

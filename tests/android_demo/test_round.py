@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -10,6 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from cloud.home import ServerHome, publish
+from cloud.rollout import Rung
 from device_runtime import round as round_module
 from device_runtime import wire
 from device_runtime.counting import ByteCounter
@@ -19,6 +23,7 @@ from device_runtime.home import DeviceHome
 from device_runtime.ranker import rank
 from device_runtime.round import RoundOptions, RoundResult, run_round
 from device_runtime.store import Store
+from tests.conftest import reversion
 from tests.device_runtime.peers import CountingProxy
 
 SEED = 5
@@ -77,6 +82,8 @@ def test_both_runtimes_end_a_round_with_the_same_samples_and_weights(device, ser
         [row] = store.rounds()
     pulled = ("bundle", "manifest", "weights", "graphs", "item rows")
     assert {n: row.traffic[n] for n in pulled} == {n: meant.traffic[n] for n in pulled}, "requests are as long, too"
+    more = {n: row.traffic[n][0] - meant.traffic[n][0] for n in ("match", "report") if n in row.traffic}
+    assert all(bytes_up < 64 for bytes_up in more.values()), "the plain compressor costs little"
     assert [each.round for each in reports] == [report["round"], meant.report.round], "the server took both reports"
     with home:
         model = home.model(open_engine("executorch"))
@@ -135,6 +142,53 @@ def test_bytes_are_what_an_independent_proxy_saw(device, serving, published):
         second, _ = device.run()
         assert (second["up"], second["down"]) == (proxy.relayed.up - before[0], proxy.relayed.down - before[1])
         assert second["up"] < 4000 and second["down"] < 4000, "a bundle is pulled once"
+
+
+def test_a_phone_follows_a_release_and_its_roll_back(device, serving, published, tmp_path):
+    bundle = shutil.copytree(published.bundle, tmp_path / "bundle")
+    reversion(bundle, published, 3)
+    with serving() as (url, services):
+        first, _ = device.run(server=url, history=published.history)
+        with ServerHome(tmp_path / "server") as home:
+            publish(home, bundle, staged=True)
+        services.releases.create("next", 3, ladder=(Rung(name="100 %", share=1.0),), who="me", why="because")
+        services.releases._forget()
+        second, _ = device.run()
+        services.releases.act("next", "stop", who="me", why="because")
+        services.releases._forget()
+        third, _ = device.run()
+        assert [report.bundle for _, report in services.catalog.reports()] == [2, 3, 2]
+    assert [each["bundle"] for each in (first, second, third)] == [2, 3, 2]
+    phases = [[phase["phase"] for phase in each["phases"]] for each in (first, second, third)]
+    assert ["compare" in names for names in phases] == [False, True, True]
+    assert second["auc_previous"] == pytest.approx(first["verdict"]["auc_after"]), "of what served until then"
+
+
+def test_the_screen_says_what_was_pulled_kept_gained_and_spent(device, serving, published, tmp_path):
+    with serving() as (url, _):
+        done = device.start(server=url, history=published.history, export=tmp_path / "export.json")
+    report, _ = device.lines(done.stdout)
+    for sentence in (
+        f"Enrolled at {url}.",
+        "60 events of yours are on this phone.",
+        f"Kept: {report['kept']} of {report['candidates']} candidates, beside 60 samples of your own.",
+        f"Gained: on {report['verdict']['samples']} held-out samples of yours ",
+        "Pulled: bundle 2, ",
+        "Spent: ",
+    ):
+        assert sentence in done.stdout
+    assert f"{report['round'][:8]}  {report['outcome']}; {report['verdict']['reason']}" in done.stdout
+    exported = json.loads((tmp_path / "export.json").read_text())
+    assert len(exported["samples"]) == 60 and exported["rounds"][0]["report"]["kept"] == report["kept"]
+    assert exported["settings"]["server"] == url
+    key = (device.home / "device.key").read_text().strip()
+    assert key not in (tmp_path / "export.json").read_text(), "the private key is not handed out"
+
+
+def test_the_java_part_of_a_round_is_cheap_once_the_jvm_is_warm(device, serving, published):
+    with serving() as (url, _):
+        *rounds, _ = device.run(server=url, history=published.history, rounds=5)
+    assert min(report["cpu_s"] for report in rounds[1:]) < 0.2
 
 
 # -- what goes wrong, in plain words ---------------------------------------------------------------------------------

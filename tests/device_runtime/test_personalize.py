@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from device_runtime.bundle import BlobStore, RoundSettings
-from device_runtime.candidates import as_labels, as_own, offsets, own_taste, sigmoid
+from device_runtime.candidates import as_labels, as_own, offsets, own_taste, sigmoid, with_history_of
 from device_runtime.engines import open_engine
 from device_runtime.local import personal_table
 from device_runtime.metrics import log_loss
@@ -133,8 +133,8 @@ def test_half_a_step_is_half_way(model, rng):
 def test_histories_do_not_move_rows_unless_asked(model, rng):
     local, kept = samples(model, rng, 20), samples(model, rng, 40)
     weights = np.ones(40, np.float32)
-    _, frozen = tuned(model, local, kept, weights)
-    _, free = tuned(model, local, kept, weights, freeze_histories=False)
+    _, frozen = tuned(model, local, kept, weights, row_steps=0)
+    _, free = tuned(model, local, kept, weights, row_steps=0, freeze_histories=False)
     offered, own = set(kept.columns["item"].tolist()), set(local.ids(VOCABULARY).tolist())
     assert set(frozen.rows.ids.tolist()) == offered - own, "what is shown moves, and what is the user's own does not"
     assert own & set(free.rows.ids.tolist()), "histories moved with the samples"
@@ -227,8 +227,9 @@ def lifted(model, rng, **settings):
     """(table, local samples, candidates with soft labels, how far each logit came, how far it was to go)."""
     local = samples(model, rng, 10)
     item = np.setdiff1d(np.arange(1, ITEMS), local.ids(VOCABULARY))[:60].astype(np.int32)
-    mine = samples(model, rng, 60)
-    kept = SampleBatch(mine.schema, {"item": item, "history": mine.columns["history"]}, mine.labels)
+    none = np.zeros(60, np.int32)
+    empty = SampleBatch(local.schema, {"item": item, "history": Ragged(none[:0], none, none)}, none.astype(np.float32))
+    kept = with_history_of(empty, local)
     table = base_table(model, local, kept)
     before = model.logits(kept, table, model.base)
     asked = 0.01 * rng.normal(size=60)  # the model is not trained: its logits are that small

@@ -7,7 +7,6 @@ import android.os.Build;
 import android.os.Process;
 
 import org.coda.core.ByteCounter;
-import org.coda.core.Compressor;
 import org.coda.core.DeviceHome;
 import org.coda.core.Files;
 import org.coda.core.Report;
@@ -15,6 +14,7 @@ import org.coda.core.Round;
 import org.coda.core.Store;
 import org.coda.core.Story;
 import org.coda.core.Transport;
+import org.coda.core.ZstdWriter;
 
 import java.io.File;
 import java.util.Collections;
@@ -80,7 +80,7 @@ final class Device {
             long down = TrafficStats.getUidRxBytes(me);
             try (Transport transport = home.transport(counter)) {
                 Report report = new Round(home, transport, new ExecuTorchEngine(CPUINFO), new AndroidMeter(context),
-                        watcher, Compressor.NONE, seed, true).run();
+                        watcher, new ZstdWriter(), seed, true).run();
                 Map<String, Object> platform = new LinkedHashMap<>();
                 platform.put("pss_mib", AndroidMeter.pssMib());
                 platform.put("uid_bytes_up", TrafficStats.getUidTxBytes(me) - up);

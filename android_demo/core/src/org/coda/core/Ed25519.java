@@ -32,12 +32,15 @@ public final class Ed25519 {
         return encode(multiply(BASE, clamped(Bytes.sha512(secret))));
     }
 
-    /** 64 bytes. */
-    public static byte[] sign(byte[] secret, byte[] data) {
+    /**
+     * 64 bytes.
+     *
+     * @param key the public key of the secret: given, because to find it again takes as long as half a signature.
+     */
+    public static byte[] sign(byte[] secret, byte[] key, byte[] data) {
         byte[] expanded = Bytes.sha512(secret);
         byte[] scalar = clamped(expanded);
         byte[] prefix = Arrays.copyOfRange(expanded, 32, 64);
-        byte[] key = encode(multiply(BASE, scalar));
         BigInteger nonce = number(Bytes.sha512(prefix, data)).mod(ORDER);
         byte[] point = encode(multiply(BASE, littleEndian(nonce)));
         BigInteger challenge = number(Bytes.sha512(point, key, data)).mod(ORDER);

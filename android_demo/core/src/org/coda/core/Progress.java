@@ -85,6 +85,10 @@ public final class Progress {
     public int resumed;
     int stumbles;
     boolean repulled;
+    /** AUC of what served before another bundle took its place, on this round's held-out samples. */
+    Double aucPrevious;
+    /** Whether this round has changed bundles. */
+    boolean moved;
 
     Progress(Inputs inputs) {
         this.inputs = inputs;
@@ -120,6 +124,8 @@ public final class Progress {
         found.resumed = fields.int32("resumed");
         found.stumbles = fields.int32("stumbles");
         found.repulled = fields.flag("repulled", false);
+        found.aucPrevious = fields.has("auc_previous") ? fields.number("auc_previous") : null;
+        found.moved = fields.flag("moved", false);
         return found;
     }
 
@@ -156,6 +162,8 @@ public final class Progress {
         found.put("resumed", resumed);
         found.put("stumbles", stumbles);
         found.put("repulled", repulled);
+        found.put("moved", moved);
+        found.put("auc_previous", aucPrevious);
         return Json.bytes(found);
     }
 

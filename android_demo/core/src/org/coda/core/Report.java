@@ -20,9 +20,14 @@ public final class Report {
     public final String error;
     /** From the round's start to this sending, by the device's clock. */
     public final double ageS;
+    /** AUC of what served when the round began, on the verdict's samples; null where that cannot be told. */
+    public final Double aucPrevious;
 
     Report(String round, String engine, Progress done, String error) {
         this.ageS = 0;
+        // the same bundle: what the judge compared with is what served
+        boolean same = done.aucPrevious == null && done.verdict != null && !done.moved;
+        this.aucPrevious = same ? done.verdict.aucBefore : done.aucPrevious;
         this.round = round;
         this.bundle = done.bundle;
         this.engine = engine;
@@ -50,6 +55,7 @@ public final class Report {
         }
         error = fields.string("error", "");
         ageS = fields.number("age_s", 0);
+        aucPrevious = fields.has("auc_previous") ? fields.number("auc_previous") : null;
     }
 
     private Report(Report other, double ageS) {
@@ -64,6 +70,7 @@ public final class Report {
         phases = other.phases;
         error = other.error;
         this.ageS = ageS;
+        aucPrevious = other.aucPrevious;
     }
 
     /** The same, as it is sent now. */
@@ -92,6 +99,7 @@ public final class Report {
         found.put("phases", Phase.fields(phases));
         found.put("error", error);
         found.put("age_s", ageS);
+        found.put("auc_previous", aucPrevious);
         return found;
     }
 

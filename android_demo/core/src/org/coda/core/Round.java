@@ -1,5 +1,7 @@
 package org.coda.core;
 
+import org.coda.core.CodaError.EngineError;
+import org.coda.core.CodaError.InputError;
 import org.coda.core.CodaError.Refused;
 import org.coda.core.CodaError.StoreError;
 import org.coda.core.CodaError.TransportError;
@@ -330,11 +332,34 @@ public final class Round {
             });
             home.store.passTest(what);
         }
+        Serving before = home.store.bundle();
         home.store.useBundle(ref[0], etag[0]);
+        if (before != null && !before.ref.manifest.equals(ref[0].manifest)) {
+            compare(before.ref);
+        }
         transport.bundle = ref[0].version;
         progress.bundle = ref[0].version;
         progress.manifest = ref[0].manifest;
         return "pulled";
+    }
+
+    /** How a release compares with the one before: by the AUC, on what this round holds out, of what served until now. */
+    private void compare(final Manifest.Ref served) {
+        progress.moved = true;
+        phase("compare", new Work() {
+            @Override
+            public void run() {
+                try (Model before = new Model(home.manifest(served), engine, home.blobs)) {
+                    Local mine = new Local(home.store, before, progress.inputs.until);
+                    Weights weights = home.activeWeights(before);
+                    LocalTable table = before.table(mine.everything.ids(Model.VOCABULARY), weights, null);
+                    progress.aucPrevious = mine.heldOut.size() == 0 ? null
+                            : Metrics.auc(mine.heldOut.labels, before.logits(mine.heldOut, table, weights));
+                } catch (InputError | EngineError | StoreError error) {
+                    progress.aucPrevious = null; // it may lack rows of new items, or be damaged: why it is left
+                }
+            }
+        });
     }
 
     /** What this device has, if a small question says that nothing is new; else what a signed call says. */

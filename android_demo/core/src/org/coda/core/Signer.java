@@ -17,10 +17,12 @@ public final class Signer {
     public final String publicKey;
 
     private final byte[] secret;
+    private final byte[] key;
 
     Signer(byte[] secret) {
         this.secret = secret;
-        this.publicKey = Bytes.hex(Ed25519.publicKey(secret));
+        this.key = Ed25519.publicKey(secret);
+        this.publicKey = Bytes.hex(key);
     }
 
     /**
@@ -43,12 +45,12 @@ public final class Signer {
 
     /** 128 hex digits. */
     public String sign(byte[] data) {
-        return Bytes.hex(Ed25519.sign(secret, data));
+        return Bytes.hex(Ed25519.sign(secret, key, data));
     }
 
     /** The value of the Authorization header of one request. */
     String authorization(String device, String method, String path, byte[] body, long at, String nonce) {
-        byte[] signature = Ed25519.sign(secret, requestText(method, path, at, nonce, body));
+        byte[] signature = Ed25519.sign(secret, key, requestText(method, path, at, nonce, body));
         return "CoDA " + device + ":" + at + ":" + nonce + ":" + base64(signature);
     }
 

@@ -9,21 +9,21 @@ import java.util.Arrays;
  * is built for desktops; a reader in Java takes 12 kB. Frames must state their size, as all of ours do.
  */
 public final class Zstd {
-    private static final int MAGIC = 0xFD2FB528;
-    private static final int BLOCK = 128 << 10;
-    private static final int[] LENGTH_BASE = {
+    static final int MAGIC = 0xFD2FB528;
+    static final int BLOCK = 128 << 10;
+    static final int[] LENGTH_BASE = {
         0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 18, 20, 22, 24, 28, 32, 40, 48, 64, 128, 256, 512,
         1024, 2048, 4096, 8192, 16384, 32768, 65536,
     };
-    private static final int[] LENGTH_BITS = {
+    static final int[] LENGTH_BITS = {
         0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 3, 3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15,
         16,
     };
-    private static final int[] MATCH_BASE = {
+    static final int[] MATCH_BASE = {
         3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32,
         33, 34, 35, 37, 39, 41, 43, 47, 51, 59, 67, 83, 99, 131, 259, 515, 1027, 2051, 4099, 8195, 16387, 32771, 65539,
     };
-    private static final int[] MATCH_BITS = {
+    static final int[] MATCH_BITS = {
         0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2,
         2, 3, 3, 4, 4, 5, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16,
     };
@@ -37,6 +37,11 @@ public final class Zstd {
     private static final short[] OFFSET_DEFAULT = {
         1, 1, 1, 1, 1, 1, 2, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1, -1,
     };
+
+    /** The format's predefined tables: of lengths of literals, of matches, and of offsets. */
+    static final Fse LENGTHS = new Fse(LENGTH_DEFAULT, LENGTH_DEFAULT.length, 6);
+    static final Fse MATCHES = new Fse(MATCH_DEFAULT, MATCH_DEFAULT.length, 6);
+    static final Fse PLACES = new Fse(OFFSET_DEFAULT, OFFSET_DEFAULT.length, 5);
 
     private final byte[] in;
     private final byte[] out;
@@ -149,9 +154,9 @@ public final class Zstd {
             if ((modes & 3) != 0) {
                 throw damaged("reserved bits are set");
             }
-            lengths = table(modes >> 6, lengths, LENGTH_DEFAULT, 6, 9, 35);
-            places = table(modes >> 4 & 3, places, OFFSET_DEFAULT, 5, 8, 31);
-            matches = table(modes >> 2 & 3, matches, MATCH_DEFAULT, 6, 9, 52);
+            lengths = table(modes >> 6, lengths, LENGTHS, 9, 35);
+            places = table(modes >> 4 & 3, places, PLACES, 8, 31);
+            matches = table(modes >> 2 & 3, matches, MATCHES, 9, 52);
             from = sequences(literals, count, end);
         }
         System.arraycopy(literals, from, out, done, literals.length - from);
@@ -214,10 +219,10 @@ public final class Zstd {
         return found;
     }
 
-    private Fse table(int mode, Fse before, short[] usual, int usualLog, int mostLog, int mostSymbol) {
+    private Fse table(int mode, Fse before, Fse usual, int mostLog, int mostSymbol) {
         switch (mode) {
             case 0:
-                return new Fse(usual, usual.length, usualLog);
+                return usual;
             case 1:
                 int symbol = in[at++] & 255;
                 if (symbol > mostSymbol) {
@@ -393,11 +398,11 @@ public final class Zstd {
     }
 
     /** A table of finite state entropy: for each state its symbol, and what the next state is made of. */
-    private static final class Fse {
+    static final class Fse {
         final int log;
         final int[] symbol;
-        private final int[] bits;
-        private final int[] base;
+        final int[] bits;
+        final int[] base;
 
         Fse(int only) {
             log = 0;

@@ -79,10 +79,14 @@ public final class Conformance {
                 return Blake2b.digest(one);
             case "unzstd":
                 return Zstd.decompress(one, 1 << 26, of[2]);
+            case "zstd":
+                return new ZstdWriter().compress(one, 0, of[2]);
+            case "report squeezed":
+                return Wire.encodeReport(Report.parse(one, "a report"), new ZstdWriter());
             case "public key":
                 return Ed25519.publicKey(one);
             case "sign":
-                return Ed25519.sign(one, of[2]);
+                return Ed25519.sign(one, Ed25519.publicKey(one), of[2]);
             case "verify":
                 return new byte[] {(byte) (Ed25519.verify(one, of[2], of[3]) ? 1 : 0)};
             case "authorization":
@@ -92,6 +96,8 @@ public final class Conformance {
                 return Json.bytes(Json.parse(one, "a value"));
             case "pack":
                 return Packing.pack(longs(one), CALLER);
+            case "pack squeezed":
+                return Packing.pack(longs(one), new ZstdWriter());
             case "pack plain":
                 return Packing.pack(longs(one), Compressor.NONE);
             case "unpack":
@@ -105,6 +111,8 @@ public final class Conformance {
                 return Wire.encodeContribution(Wire.decodeContribution(of[2], Schema.parse(one)), CALLER);
             case "contribution plain":
                 return Wire.encodeContribution(Wire.decodeContribution(of[2], Schema.parse(one)), Compressor.NONE);
+            case "contribution squeezed":
+                return Wire.encodeContribution(Wire.decodeContribution(of[2], Schema.parse(one)), new ZstdWriter());
             case "samples":
                 return Safetensors.write(flat(Wire.decodeContribution(of[2], Schema.parse(one))));
             case "answer":

@@ -64,7 +64,7 @@ public class CoreTest {
         for (String[] vector : vectors) {
             byte[] secret = Bytes.unhex(vector[0]);
             assertEquals(vector[1], Bytes.hex(Ed25519.publicKey(secret)));
-            assertEquals(vector[3], Bytes.hex(Ed25519.sign(secret, Bytes.unhex(vector[2]))));
+            assertEquals(vector[3], Bytes.hex(Ed25519.sign(secret, Bytes.unhex(vector[1]), Bytes.unhex(vector[2]))));
             assertTrue(Ed25519.verify(Bytes.unhex(vector[1]), Bytes.unhex(vector[2]), Bytes.unhex(vector[3])));
         }
     }
@@ -75,7 +75,7 @@ public class CoreTest {
         neutral[0] = 1;
         assertFalse(Ed25519.verify(neutral, new byte[0], Bytes.join(neutral, new byte[32])));
         byte[] secret = new byte[32];
-        byte[] signature = Ed25519.sign(secret, new byte[0]);
+        byte[] signature = Ed25519.sign(secret, Ed25519.publicKey(secret), new byte[0]);
         byte[] order = Bytes.unhex("edd3f55c1a631258d69cf7a2def9de1400000000000000000000000000000010");
         int carry = 0;
         for (int i = 0; i < 32; i++) { // the same scalar, plus the order: another text of the same signature

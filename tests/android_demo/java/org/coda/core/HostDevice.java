@@ -13,7 +13,7 @@ import java.util.Map;
  * A device on a JVM: enrols if it has not, imports a history if one is given, runs rounds, and prints a line of JSON for
  * each. Properties: home, server, trust, history, seed, rounds, engine (a command), kill (the graph run after which the
  * process dies), yield (the one before which the round is put aside), keep (a folder for the working files of a round),
- * events (so many are made up), record (the file for a benchmark's record).
+ * events (so many are made up), record (the file for a benchmark's record), export (that for the user's data).
  */
 public final class HostDevice {
     private HostDevice() {}
@@ -65,6 +65,9 @@ public final class HostDevice {
                     Story.record("test", machine, "2026-01-01T00:00:00Z", rows), false);
         }
         System.out.println(Story.summary(home.store) + "\n" + Story.log(home.store));
+        if (System.getProperty("export") != null) {
+            Files.writeAtomically(new File(System.getProperty("export")), Story.export(home.store), false);
+        }
         try (Model model = home.model(engine)) {
             Map<String, Object> ranked = new LinkedHashMap<>();
             for (Ranker.Ranked each : Ranker.rank(home, model, 10)) {
@@ -111,13 +114,14 @@ public final class HostDevice {
             }
         };
         double[] cpu = new JvmMeter().cpuSeconds();
+        PipeEngine.spentS = 0;
         ByteCounter counter = new ByteCounter(Long.MAX_VALUE);
         try (Transport transport = home.transport(counter)) {
-            Round round = new Round(home, transport, engine, new JvmMeter(), watcher, Compressor.NONE,
+            Round round = new Round(home, transport, engine, new JvmMeter(), watcher, new ZstdWriter(),
                     Long.getLong("seed", 0), !Boolean.getBoolean("alone"));
             Map<String, Object> found = round.run().fields();
             double[] after = new JvmMeter().cpuSeconds();
-            found.put("cpu_s", after[0] + after[1] - cpu[0] - cpu[1]);
+            found.put("cpu_s", after[0] + after[1] - cpu[0] - cpu[1] - PipeEngine.spentS);
             found.put("up", counter.total()[0]);
             found.put("down", counter.total()[1]);
             List<Store.RoundRow> rows = home.store.rounds();
