@@ -3,6 +3,7 @@
 
 - every class that its dex mentions is in the dex or in the platform's android.jar;
 - every class that its native libraries look up by name is in the dex or in android.jar;
+- no lambda is left in the dex: dx does not desugar them, and the class that would make them is no Android's;
 - every library that they need is in the APK or is one of the NDK's, and every symbol that is not versioned as the
   C library's is defined by a library of the same ABI or by liblog.
 
@@ -25,8 +26,13 @@ SYSTEM = {"libc.so", "libm.so", "libdl.so", "liblog.so", "libandroid.so"}
 LOOKED_UP = re.compile(rb"\x00L?((?:com/facebook|org/pytorch|java|android)/[A-Za-z0-9_/$]+);?(?=\x00)")
 
 
+_CALL_SITES = 7
+"""The section of a dex that lambdas have."""
+
+
 class Dex:
-    """types: every class that is mentioned. defined: those that are in it. Names as in descriptors, without L and ;."""
+    """types: every class that is mentioned. defined: those that are in it. Names as in descriptors, without L and ;.
+    has_lambdas: whether a call is bound when it is first made."""
 
     def __init__(self, data: bytes) -> None:
         strings = self._table(data, 0x38)
@@ -37,6 +43,8 @@ class Dex:
         descriptors = [names[i] for (i,) in struct.iter_unpack("<I", data[types[1] :][: 4 * types[0]])]
         count, start = self._table(data, 0x60)
         defined = [struct.unpack_from("<I", data, start + 32 * i)[0] for i in range(count)]
+        sections, at = self._table_at(data, 0x34)
+        self.has_lambdas = any(struct.unpack_from("<H", data, at + 12 * i)[0] == _CALL_SITES for i in range(sections))
         self.types = {d.lstrip("[")[1:-1] for d in descriptors if d.lstrip("[").startswith("L")}
         self.defined = {descriptors[i][1:-1] for i in defined}
 
@@ -44,6 +52,13 @@ class Dex:
     def _table(data: bytes, at: int) -> tuple[int, int]:
         size, offset = struct.unpack_from("<II", data, at)
         return size, offset
+
+    @staticmethod
+    def _table_at(data: bytes, at: int) -> tuple[int, int]:
+        """(entries, offset of the first) of a list that begins with its size."""
+        (offset,) = struct.unpack_from("<I", data, at)
+        (size,) = struct.unpack_from("<I", data, offset)
+        return size, offset + 4
 
     @staticmethod
     def _string(data: bytes, at: int) -> str:
@@ -96,6 +111,8 @@ def lacking(apk: Path, android_jar: Path) -> list[str]:
     with tempfile.TemporaryDirectory() as temporary, zipfile.ZipFile(apk) as archive:
         dex = Dex(archive.read("classes.dex"))
         found = lacking_classes(dex, platform)
+        if dex.has_lambdas:
+            found.append("java.lang.invoke.LambdaMetafactory, for a lambda: write an anonymous class")
         archive.extractall(temporary, [name for name in archive.namelist() if name.startswith("lib/")])
         for folder in sorted(Path(temporary, "lib").iterdir()):
             found += lacking_symbols(folder)

@@ -159,9 +159,9 @@ class HostDevice:
     def lines(printed: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
 
-    def told(self, status: int = 3, **properties: object) -> str:
-        """What it said of an error."""
-        done = self.start(**properties)
+    def told(self, status: int = 3, room_kib: int = 0, **properties: object) -> str:
+        """What it said of an error. room_kib: the largest file that the system lets it write, if not 0."""
+        done = self.start(room_kib, **properties)
         assert done.returncode == status, done.stdout + done.stderr
         return done.stdout.splitlines()[-1]
 
@@ -172,9 +172,11 @@ class HostDevice:
         words = [f"-D{name}={value}" for name, value in {"engine": engine, **properties}.items()]
         return ["java", *SHORT_LIVED, *words, "-cp", self.classpath]
 
-    def start(self, **properties: object) -> subprocess.CompletedProcess[str]:
+    def start(self, room_kib: int = 0, **properties: object) -> subprocess.CompletedProcess[str]:
         given = {"home": self.home, "trust": self.published.trust} | properties
         command = [*self.command(**given), "org.coda.core.HostDevice"]
+        if room_kib:
+            command = ["bash", "-c", f'ulimit -f {room_kib}; exec "$@"', "bash", *command]
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
         return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
 

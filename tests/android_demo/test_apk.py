@@ -109,6 +109,15 @@ def test_a_class_or_library_that_is_lacking_is_noticed(apk, toolchain, tmp_path,
     assert any(Path(gone).name.rstrip(";") in each for each in lacking)
 
 
+def test_a_lambda_is_noticed(toolchain, tmp_path):
+    (tmp_path / "L.java").write_text("class L { Runnable r = () -> {}; }")
+    javac(tmp_path / "classes", [tmp_path / "L.java"], "")
+    dx = ["java", "-cp", toolchain / "dx.jar", "com.android.dx.command.Main", "--dex", "--min-sdk-version=26"]
+    told(*dx, f"--output={tmp_path / 'classes.dex'}", tmp_path / "classes")
+    resolve = runpy.run_path(str(DEMO / "tools/resolve.py"))
+    assert resolve["Dex"]((tmp_path / "classes.dex").read_bytes()).has_lambdas
+
+
 # -- the APK's own code ----------------------------------------------------------------------------------------------
 
 

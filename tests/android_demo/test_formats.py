@@ -15,6 +15,7 @@ from nacl.signing import SigningKey
 from safetensors.numpy import load, save
 
 from device_runtime import framing, packing, wire
+from device_runtime.bundle import RoundSettings
 from device_runtime.identity import Signer, parse_authorization, request_text, verify
 from device_runtime.journal import FilterView, Inputs, Progress
 from device_runtime.messages import BundleRef, PhaseOverhead, RoundReport, Verdict, to_json
@@ -269,6 +270,18 @@ def test_java_draws_what_numpy_draws(java, entropy, count):
 def test_java_sums_in_the_order_in_which_numpy_sums(java, count):
     numbers = np.random.default_rng(count).normal(size=count).astype(np.float32)
     assert java("sum", numbers.astype("<f4").tobytes()) == numbers.sum().astype("<f4").tobytes()
+
+
+def test_a_bundle_without_settings_means_the_same_to_both(java):
+    mine = msgspec.json.decode(java("settings", b"{}"))
+    theirs = msgspec.to_builtins(RoundSettings())
+    of_the_server = {"neighbours", "core", "sharpness", "shrinkage", "near_shrinkage"}
+    assert mine == {name: value for name, value in theirs.items() if name not in of_the_server}
+    assert (
+        msgspec.json.decode(java("settings", msgspec.json.encode(RoundSettings(epochs=7, judge=False))))["epochs"] == 7
+    )
+    with pytest.raises(JavaError, match="the field 'surprise' is unknown; update the older side"):
+        java("settings", b'{"surprise": 1}')
 
 
 def test_a_bundle_is_believed_only_if_the_trusted_key_signed_it(java, published):

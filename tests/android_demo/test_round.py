@@ -201,6 +201,15 @@ def test_a_user_with_hardly_any_history_waits(device, serving, published, tmp_pa
     assert report["outcome"] == "too few samples" and len(ranked) == 10
 
 
+def test_no_room_is_said_and_the_round_goes_on_when_there_is_some(device, serving, published):
+    with serving() as (url, _):
+        assert "run a round first" in device.told(server=url, history=published.history, rounds=0)
+        told = device.told(room_kib=50)  # less than the bundle's weights take
+        assert told == "StoreError: cannot keep a blob: File too large; free some space"
+        report, _ = device.run()
+    assert report["resumed"] == 1 and report["outcome"] in ("activated", "kept")
+
+
 def test_no_network_keeps_what_serves_and_the_report_waits(device, serving, published):
     with serving() as (url, _):
         _, ranked = device.run(server=url, history=published.history)

@@ -81,11 +81,11 @@ final class Personalize {
         return found;
     }
 
-    /** The items that histories of these samples may hold. */
+    /** The items of these samples' histories. */
     private static int[] past(SampleBatch samples) {
         int[] found = {};
         for (Object column : samples.columns.values()) {
-            found = column instanceof Ragged ? Ints.join(found, ((Ragged) column).values) : found;
+            found = column instanceof Ragged ? Ints.join(found, ((Ragged) column).compact().values) : found;
         }
         return found;
     }

@@ -40,8 +40,8 @@ public final class RoundSettings {
         densityWeights = fields.flag("density_weights", true);
         outsideWeight = fields.number("outside_weight", 2);
         labelCorrection = fields.flag("label_correction", true);
-        epochs = fields.int32("epochs", 8);
-        rate = fields.number("rate", 0.1);
+        epochs = fields.int32("epochs", 3);
+        rate = fields.number("rate", 0.05);
         tableRate = fields.number("table_rate", 0.5);
         interpolation = fields.number("interpolation", 1);
         freezeHistories = fields.flag("freeze_histories", true);

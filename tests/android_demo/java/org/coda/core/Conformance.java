@@ -131,6 +131,8 @@ public final class Conformance {
                         + manifest.settings.rate + " " + manifest.graphs.keySet());
             case "reference":
                 return Manifest.Ref.parse(one, "a reference").json();
+            case "settings":
+                return settings(new RoundSettings(Fields.parse(one, "settings")));
             case "random":
                 return random(longs(one), Bytes.int32(of[2], 0));
             case "progress":
@@ -140,6 +142,33 @@ public final class Conformance {
             default:
                 throw new IllegalArgumentException("no call " + name);
         }
+    }
+
+    private static byte[] settings(RoundSettings given) {
+        Map<String, Object> found = new LinkedHashMap<>();
+        found.put("matching", given.pooled ? "pooled" : "nearest");
+        found.put("centroids", given.centroids);
+        found.put("candidates", given.candidates);
+        found.put("tastes", given.tastes);
+        found.put("min_local", given.minLocal);
+        found.put("holdout", given.holdout);
+        found.put("classifier_epochs", given.classifierEpochs);
+        found.put("classifier_rate", given.classifierRate);
+        found.put("threshold", given.threshold);
+        found.put("keep", given.keep);
+        found.put("ratio_bound", given.ratioBound);
+        found.put("density_weights", given.densityWeights);
+        found.put("outside_weight", given.outsideWeight);
+        found.put("label_correction", given.labelCorrection);
+        found.put("epochs", given.epochs);
+        found.put("rate", given.rate);
+        found.put("table_rate", given.tableRate);
+        found.put("interpolation", given.interpolation);
+        found.put("freeze_histories", given.freezeHistories);
+        found.put("row_steps", given.rowSteps);
+        found.put("judge", given.judge);
+        found.put("tolerance", given.tolerance);
+        return Json.bytes(found);
     }
 
     private static byte[] random(long[] entropy, int count) {
