@@ -126,7 +126,8 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     freeze_histories: tuning moves an item's row as the item that is shown, not as a part of histories, and rows of
     the user's own items are put back: their labels are known, and every later history would carry the change.
     row_steps: kept samples do not join the passes; instead, this many secant steps afterwards move the rows of their
-    items until soft labels are reached, by `table_rate` as a probe (docs/adr/0010). 0: they join the passes.
+    items toward their soft labels, by `table_rate` as a probe (docs/adr/0010). 0: they join the passes. row_share: how
+    far, in logits: a part of the way gives most of the gain, and scatters less over users.
     judge: whether held-out samples may refuse the result. tolerance: standard errors by which the held-out loss may be
     worse without that being taken as evidence of harm.
     """
@@ -156,6 +157,7 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     interpolation: float = 1.0
     freeze_histories: bool = True
     row_steps: int = 2
+    row_share: float = 0.75
     judge: bool = True
     tolerance: float = 2.0
 

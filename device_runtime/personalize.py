@@ -56,7 +56,8 @@ def tune(
     or those at a share of the way (`interpolation`).
 
     With `row_steps`, passes are over local samples alone, and afterwards the kept items' rows are moved until the new
-    weights' logits differ from the local passes' by as much as the soft labels from the given weights' (`reach`).
+    weights' logits differ from the local passes' by `row_share` of what the soft labels differ by from the given
+    weights' (`reach`); by less for samples whose weight is below one half.
     table: must hold the rows of both. The weights given stay as they are.
 
     Raises:
@@ -70,7 +71,7 @@ def tune(
         trained = dict(values)
         if len(local):
             trained = _passes(model, weights, table, values, [(local, 1.0)], local, settings, rng)
-        share = np.clip(2 * kept_weights.astype(np.float64), 0, 1)
+        share = settings.row_share * np.clip(2 * kept_weights.astype(np.float64), 0, 1)
         change = share * (_logit(given.labels) - model.logits(given, table, weights))
         past = [c.compact().values for c in given.columns.values() if isinstance(c, Ragged)]
         own = table.local(np.concatenate([local.ids(VOCABULARY), *past]))

@@ -234,7 +234,7 @@ def lifted(model, rng, **settings):
     before = model.logits(kept, table, model.base)
     asked = 0.01 * rng.normal(size=60)  # the model is not trained: its logits are that small
     soft = SampleBatch(kept.schema, kept.columns, sigmoid(before + asked).astype(np.float32))
-    given = RoundSettings(**{"rate": 1e-9} | settings)
+    given = RoundSettings(**{"rate": 1e-9, "row_share": 1.0} | settings)
     found = tune(model, model.base, table, local, soft, np.ones(60, np.float32), given, np.random.default_rng(0))
     after = model.logits(kept, personal_table(table, found), found)
     return table, local, found, after - before, asked
@@ -244,6 +244,12 @@ def test_row_steps_reach_soft_labels_and_leave_the_users_own_rows(model, rng):
     _, local, found, moved, asked = lifted(model, rng, row_steps=3)
     assert np.median(np.abs(moved - asked)) < 1e-3 and np.corrcoef(moved, asked)[0, 1] > 0.8
     assert not set(found.rows.ids.tolist()) & set(local.ids(VOCABULARY).tolist())
+
+
+def test_rows_go_a_share_of_the_way_if_asked(model):
+    half, whole = (lifted(model, np.random.default_rng(5), row_steps=3, row_share=s)[3] for s in (0.5, 1.0))
+    np.testing.assert_allclose(np.median(np.abs(half - whole / 2)), 0, atol=1e-3)
+    assert np.abs(half).mean() < 0.7 * np.abs(whole).mean()
 
 
 def test_more_row_steps_come_nearer(model, rng):
