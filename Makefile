@@ -3,7 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA ?=
 
-.PHONY: setup demo test lint types contract check pi clean
+ANDROID := build/android
+
+.PHONY: setup demo test lint types contract check pi android-tools apk apk-arm64 clean
 
 setup: .venv/installed
 
@@ -33,6 +35,20 @@ contract: setup
 # An emulated Raspberry Pi: the ground floor's tests and whole rounds, in instructions and bytes. Some minutes.
 pi: setup
 	$(BIN)/coda bench emulated-pi $(PI_ARGS)
+
+# What Debian 12 has of what the Android app is built and tested with; needs root.
+android-tools:
+	apt-get install -y --no-install-recommends openjdk-17-jdk-headless junit4 libhamcrest-java libxerial-sqlite-jdbc-java \
+	  aapt apksigner zipalign enjarify npm unzip zip binutils gcc
+
+# The Android app, debug-signed: build/android/coda.apk. Downloads what android_demo/toolchain.lock names, once.
+apk:
+	android_demo/tools/fetch.sh $(ANDROID)/toolchain
+	android_demo/tools/apk.sh $(ANDROID)/toolchain $(ANDROID)
+
+# The tests that run the APK's own code, for arm64 under qemu; needs qemu-user, mmdebstrap and g++-aarch64-linux-gnu.
+apk-arm64: setup
+	CODA_ANDROID_ABI=arm64-v8a $(BIN)/python -m pytest tests/android_demo/test_apk.py
 
 check: lint types contract test
 

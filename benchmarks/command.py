@@ -16,6 +16,10 @@ BENCHES = {
     "matching": ("benchmarks.matching", "how fast, exact and large matching is, beside other vector stores"),
     "round": ("benchmarks.round", "what a whole round costs a device: CPU, memory, bytes, by phase"),
     "serve": ("benchmarks.serve", "how many matches a second a server answers over HTTP, how late, in how much memory"),
+    "training": (
+        "benchmarks.training",
+        "how fast events stream into training, in how much memory, by how many processes",
+    ),
     "wire": ("benchmarks.wire", "how many bytes candidates and weights take on the wire, beside other formats"),
     "fleet": ("benchmarks.fleet", "how fast a release reaches a million devices, and how far a bad one comes"),
     "emulated-pi": ("benchmarks.emulated_pi", "what a round takes on an emulated Raspberry Pi, in instructions"),

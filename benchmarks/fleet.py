@@ -1,9 +1,8 @@
 """How fast a release reaches a fleet, what that costs, and how far a bad one comes before the gate stops it.
 
 A million devices that exist only as numbers, with days of their own, networks of several kinds and downloads that fail;
-groups, policy, ladder, evidence and gates are the server's own code. What a pull and a question of its own cost is
-measured first, by a real device against a real server on this machine; what a device has is taken to ride on other
-requests as a header line, which no server reads yet.
+groups, policy, ladder, evidence and gates are the server's own code. What a pull, a question of its own and the line
+that rides on other requests cost is measured first, by a real device against a real server on this machine.
 
   coverage      hours until half, 90 % and 99 % of the devices that may have a release have it, by three ways of telling
                 them: by riding on the requests that their apps make anyway (push-then-pull), by asking every six hours
@@ -32,6 +31,11 @@ from benchmarks.prepared import engines_here, prepared
 from benchmarks.round import one_round
 from cloud.report.svg import Scale, picture, text
 from cloud.rollout import Gate
+from device_runtime.counting import ByteCounter
+from device_runtime.errors import StoreError
+from device_runtime.home import DeviceHome
+from device_runtime.round import FRAME
+from device_runtime.wire import encode_report
 
 DESCRIPTION = __doc__ or ""
 _COLUMNS = {"strategy": "", "t50": ".1f", "t90": ".1f", "t99": ".1f", "covered": ".3%", "within_two_sessions": ".2%"}
@@ -96,10 +100,25 @@ def measured_costs(work: Path | None) -> simulation.Costs:
         with made.serving(100) as url:
             start = ["--server", url, "--trust", made.trust, "--import", home / "history.csv"]
             first, later = one_round(home, "onnx", start), one_round(home, "onnx")
+            riding = _riding(home / "phone")
     pulled = {name: sum(both) for name, both in first["bytes_by_message"].items()}
     pull = sum(pulled[name] for name in ("bundle", "manifest", "graphs", "weights", "item rows"))
     poll = sum(later["bytes_by_message"]["bundle"])
-    return simulation.Costs(profile=len("CoDA-Bundle: 123456\r\n"), pull=pull, poll=poll, push=_PUSH_BYTES)
+    return simulation.Costs(profile=riding, pull=pull, poll=poll, push=_PUSH_BYTES)
+
+
+def _riding(folder: Path) -> int:
+    """What a request and its answer take more if the device names its bundle: the same report, sent both ways."""
+    with DeviceHome(folder) as home, home.transport(counter := ByteCounter()) as transport:
+        last, serving = home.store.last_round(), home.store.bundle()
+        if last is None or last.report is None or serving is None:
+            raise StoreError(f"{folder} has run no round")
+        body = encode_report(last.report)
+        for label, bundle in (("silent", 0), ("telling", serving[0].version)):
+            transport.bundle = bundle
+            transport.request("POST", "/v1/reports", body, label=label, content_type=FRAME, accept_status=(204,))
+        silent, telling = counter.by_label["silent"], counter.by_label["telling"]
+    return telling.up + telling.down - silent.up - silent.down
 
 
 def _release(fleet: simulation.Fleet, kind: simulation.Kind, seed: Sequence[int]) -> simulation.Ran:

@@ -35,7 +35,7 @@ from benchmarks.codecs import Records, others
 from benchmarks.prepared import Prepared, engines_here, prepared
 from cloud.home import ServerHome
 from cloud.http.services import Services
-from cloud.matching import match, pooled
+from cloud.matching import by_profiles, match, pooled
 from device_runtime import personalize
 from device_runtime.engines import open_engine
 from device_runtime.model import VOCABULARY, Model
@@ -131,7 +131,8 @@ def _payloads(made: Prepared, services: Services, local: int, candidates: int) -
     query = centroids(embedded[: len(train)], settings.centroids, rng)
     nearest, _ = match(services.pool, services.store, MatchQuery(manifest.encoder, query, candidates, none), 0)
     asked = MatchQuery(manifest.encoder, profile(embedded, manifest.filter_from), candidates, none)
-    found, _ = pooled(services.pool, services.store, asked, 0, settings, services.residuals)
+    known = services.served.knowledge
+    found, _ = pooled(services.pool, by_profiles(known), asked, 0, settings, known.residuals)
     few = services.pool.gather(_of_few(services, query, candidates))
     shards = len(manifest.tables[VOCABULARY].shards)
     keys = [made.dataset.items[int(i)] for i in mine.ids(VOCABULARY)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from device_runtime.bundle import BlobStore, Manifest
-from device_runtime.engines import open_engine
+from device_runtime.engines import Array, open_engine
 from device_runtime.errors import InputError
 from device_runtime.model import VOCABULARY, Model
 from device_runtime.samples import Float32, Int32, SampleBatch
@@ -41,16 +43,21 @@ class Encoder:
 
     def encode(self, samples: SampleBatch) -> Float32:
         """Embeddings, float32 [n, width]. Raises: InputError: an id is not in the vocabulary."""
-        ids = samples.ids(VOCABULARY)
-        table = LocalTable.build(ids, [self._picked(self._at(ids))], self._model.padding)
-        return self._model.encode(samples, table)
+        return self._model.encode(samples, self.table(samples.ids(VOCABULARY)))
 
     def predict(self, samples: SampleBatch) -> Float32:
         """The cloud model's probability of a like, float32 [n]. Raises: InputError: an id is not in the vocabulary."""
-        ids = samples.ids(VOCABULARY)
-        table = LocalTable.build(ids, [self._picked(self._at(ids))], self._model.padding)
-        logits = self._model.logits(samples, table, self._model.base)
+        logits = self._model.logits(samples, self.table(samples.ids(VOCABULARY)), self._model.base)
         return (1 / (1 + np.exp(-np.clip(logits, -30, 30)))).astype(np.float32)
+
+    def table(self, ids: Int32) -> LocalTable:
+        """Padding and the rows of those ids (ascending). Raises: InputError: an id is not in the vocabulary."""
+        return LocalTable.build(ids, [self._picked(self._at(ids))], self._model.padding)
+
+    @property
+    def dense(self) -> Mapping[str, Array]:
+        """The weights that are not rows of items, float32."""
+        return self._model.base.dense
 
     def rows(self, ids: Int32, held: Int32) -> Rows:
         """The rows of those ids (ascending) whose shard is not among `held`."""

@@ -16,20 +16,19 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from cloud.datasets.columns import PLACE, chosen, gather, parquet_blocks
-from cloud.datasets.lines import Dropped, with_header
+from cloud.datasets.columns import PLACE
+from cloud.datasets.lines import Dropped
+from cloud.datasets.streams import TableFile, grouped, named, parsed, repeated, table_files
 from cloud.encoding import Encoder
 from cloud.home import SEGMENT, ServerHome
 from cloud.pool import Part, Pool
-from device_runtime.errors import EngineUnavailable, InputError, StoreError
+from device_runtime.errors import InputError, StoreError
 from device_runtime.samples import Int64
 from device_runtime.stream import Events, samples
 
@@ -56,12 +55,6 @@ class Ingested:
     dropped: Dropped = field(default_factory=Dropped)
 
 
-@dataclass(frozen=True)
-class _Source:
-    name: str
-    open: Callable[[], IO[bytes]]
-
-
 def ingest_tables(
     home: ServerHome,
     where: str,
@@ -84,7 +77,7 @@ def ingest_tables(
     done = Ingested()
     with _workspace(home.path / "ingesting") as folder:
         reader = _Reader(home, encoder, positive_at, folder, done, show)
-        files = [reader.spill(number, source) for number, source in enumerate(_sources(where))]
+        files = [reader.spill(number, source) for number, source in enumerate(table_files(where))]
         _add(pool, encoder, folder, files, done, show)
     return done
 
@@ -99,12 +92,12 @@ class _Reader:
         keys = encoder.keys()
         self.keys, self.ids = pa.array(keys, pa.string()), np.array(list(keys.values()), np.int32)
 
-    def spill(self, number: int, source: _Source) -> str:
+    def spill(self, number: int, source: TableFile) -> str:
         """Returns what the file is known by: a hash of what was read."""
         digest, order = hashlib.sha256(), 0
-        with _said(source.name), source.open() as stream, ExitStack() as stack:
+        with named(source.name), source.open() as stream, ExitStack() as stack:
             buckets = [stack.enter_context((self.folder / f"{i:03}").open("ab")) for i in range(_BUCKETS)]
-            for table in _parsed(source.name, stream, self.done.dropped):
+            for table in parsed(source.name, stream, self.done.dropped, _WANTED):
                 rows = self._rows(table, source.name)
                 rows["file"], rows["order"] = number, np.arange(order, order + len(rows))
                 order += len(rows)
@@ -173,15 +166,15 @@ def _add(pool: Pool, encoder: Encoder, folder: Path, files: list[str], done: Ing
     total, passed = sum(sizes), 0
     marks = [pool.ingested(name) for name in files]
     seen = [0] * len(files)  # rows of each file in the buckets so far: the pool counts in this order too
-    for some in _grouped(sizes):
+    for some in grouped(sizes, _ROWS):
         rows = np.concatenate([np.fromfile(folder / f"{i:03}", _ROW) for i in some])
         rows = rows[np.lexsort((rows["order"], rows["file"], rows["time"], rows["token"]))]
         token, item, time = rows["token"], rows["item"], rows["time"]
         new = np.concatenate(([True], token[1:] != token[:-1]))
         contributor = (np.cumsum(new) - 1).astype(np.int32)
         ordered = Events(contributor, np.ascontiguousarray(item), time, rows["label"], np.ones(len(rows), bool))
-        repeated = _repeated(token, item, time)
-        done.dropped.add("the same user, item and timestamp again", rows["order"][repeated] + 1, "row")
+        again = repeated(token, item, time)
+        done.dropped.add("the same user, item and timestamp again", rows["order"][again] + 1, "row")
         everything = samples(ordered, pool.schema)
         for number, name in enumerate(files):
             mine = np.flatnonzero(rows["file"] == number)
@@ -193,7 +186,7 @@ def _add(pool: Pool, encoder: Encoder, folder: Path, files: list[str], done: Ing
             for start in range(skip, len(mine), SEGMENT):
                 at = mine[start : start + SEGMENT]
                 part = Part(name, seen[number] + start, seen[number] + start + len(at))
-                at = at[~repeated[at]]
+                at = at[~again[at]]
                 embedded = [np.zeros((0, pool.width), np.float32)]
                 for first in range(0, len(at), 8192):
                     embedded.append(encoder.encode(everything.take(at[first : first + 8192])))
@@ -203,82 +196,6 @@ def _add(pool: Pool, encoder: Encoder, folder: Path, files: list[str], done: Ing
             seen[number] += len(mine)
             passed += len(mine)
             show("embed", passed, total)
-
-
-def _grouped(sizes: list[int]) -> Iterator[list[int]]:
-    """Consecutive buckets of about `_ROWS` rows together; empty ones are left out."""
-    group: list[int] = []
-    for bucket, size in enumerate(sizes):
-        if group and sum(sizes[i] for i in group) + size > _ROWS:
-            yield group
-            group = []
-        if size:
-            group.append(bucket)
-    if group:
-        yield group
-
-
-def _repeated(token: Any, item: Any, time: Any) -> npt.NDArray[np.bool_]:
-    """Rows, ordered by token and time, that repeat an earlier one."""
-    order = np.lexsort((np.arange(len(token)), item, time, token))
-    before, after = order[:-1], order[1:]
-    same = (token[before] == token[after]) & (item[before] == item[after]) & (time[before] == time[after])
-    repeated = np.zeros(len(token), bool)
-    repeated[after[same]] = True
-    return repeated
-
-
-def _parsed(name: str, stream: IO[bytes], dropped: Dropped) -> Iterator[pa.Table]:
-    if name.endswith((".parquet", ".pq")):
-        with pq.ParquetFile(stream) as file:
-            names = _present(file.schema_arrow.names)
-            for rows in parquet_blocks(file, list(names.values())):
-                yield gather([rows], names)
-        return
-    header, blocks = with_header(stream, dropped)
-    names = _present(header)
-    for block in blocks:
-        if len(block.places):
-            yield gather([block], names)
-
-
-def _present(header: list[str]) -> dict[str, str]:
-    found = chosen(header, _WANTED)
-    if lacking := sorted({"user_id", "item_id", "timestamp"} - set(found)):
-        raise InputError(f"it lacks {', '.join(lacking)}; it has {', '.join(header)}")
-    return found
-
-
-def _sources(where: str) -> list[_Source]:
-    """The tables that a path or a URL names, by name. Raises: InputError, EngineUnavailable."""
-    if "://" in where:
-        try:
-            import fsspec
-
-            system, path = fsspec.core.url_to_fs(where)
-            names = sorted(system.find(path)) if system.isdir(path) else [path] if system.exists(path) else []
-        except ImportError as error:
-            raise EngineUnavailable(f"{where} needs a package: {error}; install '.[fsspec]' and that") from None
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot read {where}: {error}") from None
-        found = [_Source(name, lambda name=name: cast("IO[bytes]", system.open(name, "rb"))) for name in names]  # type: ignore[misc]
-    else:
-        root = Path(where)
-        paths = sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else [root]
-        found = [_Source(str(path), lambda path=path: path.open("rb")) for path in paths if path.exists()]  # type: ignore[misc]
-    if len(found) != 1:
-        found = [source for source in found if source.name.endswith((".parquet", ".pq", ".csv"))]
-    if not found:
-        raise InputError(f"there is no table at {where}: no .parquet, .pq or .csv")
-    return found
-
-
-@contextmanager
-def _said(name: str) -> Iterator[None]:
-    try:
-        yield
-    except (InputError, pa.ArrowException, OSError, EOFError) as error:
-        raise InputError(f"cannot use {name}: {error}") from None
 
 
 @contextmanager

@@ -87,6 +87,7 @@ class Releases:
         self._lock = threading.Lock()
         self._known: tuple[float, Policy] | None = None
         self._documents: dict[str, tuple[int, bytes]] = {}
+        self._has_cohorts = False
 
     # -- devices ------------------------------------------------------------------------------------------------
 
@@ -99,6 +100,7 @@ class Releases:
                 if not found.base:
                     found = msgspec.structs.replace(found, base=self._base)
                 self._documents = self._log.newest_documents()
+                self._has_cohorts = self._log.has_cohorts()
                 self._known = now, found
             return self._known[1]
 
@@ -115,7 +117,8 @@ class Releases:
         """bundle: the version that it runs."""
         told = device.profile
         cohorts = frozenset(told.cohorts)
-        if any(course.rule.cohorts for course in self.policy().courses.values()):
+        self.policy()
+        if self._has_cohorts:
             cohorts |= self._log.cohorts_of(device.id)
         return Facts(
             device=device.id,
@@ -134,9 +137,9 @@ class Releases:
 
     def explain(self, name: str, bundle: int = 0) -> Explained:
         """As `decide`, with what it follows from. Raises: InputError: no such device."""
-        device = self._device(name)
+        policy, device = self._now_policy(), self._device(name)
         facts = self.facts(device, bundle)
-        return Explained(facts, self._now_policy().decide(facts))
+        return Explained(facts, policy.decide(facts))
 
     def voice(self, device: Device, report: RoundReport, received: float) -> Voice | None:
         """What a report says of the rollout that its device takes part in; None for nothing."""

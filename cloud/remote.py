@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -70,15 +71,25 @@ class Adb:
     def push(self, files: Sequence[Path], folder: str) -> None:
         _local(["adb", "-s", self.name, "push", *map(str, files), f"{folder}/"])
 
-    def run(self, command: Sequence[str], environment: Mapping[str, str], server: str = "") -> str:
+    def install(self, apk: Path) -> None:
+        """Over an older one of the same signer. Raises: Unreachable: the phone, or its package manager, refuses."""
+        _local(["adb", "-s", self.name, "install", "-r", str(apk)])
+
+    @contextmanager
+    def forwarded(self, server: str) -> Iterator[None]:
+        """Let the phone reach a server on this machine's loopback meanwhile; any other address is left alone."""
         port = _loopback_port(server)
         if port:
             _local(["adb", "-s", self.name, "reverse", f"tcp:{port}", f"tcp:{port}"])
         try:
-            return _local(["adb", "-s", self.name, "shell", _shell(command, environment)])
+            yield
         finally:
             if port:
                 _local(["adb", "-s", self.name, "reverse", "--remove", f"tcp:{port}"])
+
+    def run(self, command: Sequence[str], environment: Mapping[str, str], server: str = "") -> str:
+        with self.forwarded(server):
+            return _local(["adb", "-s", self.name, "shell", _shell(command, environment)])
 
     def pull(self, path: str, target: Path) -> None:
         _local(["adb", "-s", self.name, "pull", path, str(target)])

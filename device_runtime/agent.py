@@ -120,8 +120,8 @@ class Agent:
             return "a round was cut off"
         if wanted := store.setting("wanted_round"):
             return f"trigger {wanted!r} wants a round"
-        if store.setting("stale"):
-            return "the server has something newer"
+        if "bundle" in (store.setting("stale") or ""):
+            return "the server has a newer bundle"
         last = store.last_round()
         if last is None or last.progress is None:
             return "there has been no round yet"

@@ -23,9 +23,15 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     ),
     "data": ("cloud.commands.data", "cloud", "read interactions tables, and feed the pool"),
     "train": ("cloud.commands.train", "cloud", "train the cloud model and its sample encoder"),
+    "nightly": (
+        "cloud.commands.nightly",
+        "cloud",
+        "train, compare with the released model, export, sign and propose: the job of a night",
+    ),
     "export": ("export.command", "export", "turn a trained model into a signed bundle of graphs that train"),
     "release": ("cloud.commands.release", "cloud", "publish bundles on a server"),
     "trust": ("device_runtime.commands.trust", "", "make and sign what says whose bundles devices believe"),
+    "federated": ("cloud.commands.federated", "cloud", "have devices compare configurations; only figures come back"),
     "serve": ("cloud.commands.serve", "cloud", "run the matching server"),
     "devices": ("cloud.commands.devices", "cloud", "list and revoke a server's devices, have them make new keys"),
     "backup": ("cloud.commands.backup", "cloud", "back up a server's home while it serves"),
@@ -45,7 +51,7 @@ start here:
   coda COMMAND --help                 each command explains itself, with an example
 
 exit status: 0 done, 2 bad input, 3 an engine or an extra is missing, 4 server or network, 5 something is not
-authentic, 6 local storage, 7 put aside and to be taken up again, 1 anything else.
+authentic, 6 local storage, 7 put aside and to be taken up again, 8 a new model is not good enough, 1 anything else.
 """
 
 

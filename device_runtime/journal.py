@@ -86,8 +86,9 @@ class Progress(msgspec.Struct, kw_only=True):
 
     bundle, manifest: the version in use and the sha256 of its manifest. files: working file -> sha256. phases, traffic:
     the cost so far, of all processes that worked on it; a phase that was killed is in neither. resumed: how often it
-    was taken up again. stumbles: how often it was put aside because nothing could be stored. repulled: whether the
-    server has sent it back for a newer encoder already.
+    was taken up again. moved: whether the round began with another bundle, of which auc_previous is. stumbles: how
+    often it was put aside because nothing could be stored. repulled: whether the server has sent it back for a newer
+    encoder already.
     """
 
     inputs: Inputs
@@ -105,6 +106,8 @@ class Progress(msgspec.Struct, kw_only=True):
     resumed: int = 0
     stumbles: int = 0
     repulled: bool = False
+    moved: bool = False
+    auc_previous: float | None = None
 
 
 def allowed(state: str, onward: str) -> bool:

@@ -141,7 +141,8 @@ class RoundReport(msgspec.Struct, frozen=True, kw_only=True):
     """What a device tells the cloud of a round: counts, verdict and cost; no sample, id or score.
 
     round: chosen by the device, so that a report that is sent twice counts once. age_s: seconds from the round's start
-    to this sending, by the device's clock: reports wait while a device is offline.
+    to this sending, by the device's clock: reports wait while a device is offline. auc_previous: of what served when
+    the round began, on the same held-out samples as the verdict's; None where one class is missing.
     """
 
     round: str
@@ -155,6 +156,30 @@ class RoundReport(msgspec.Struct, frozen=True, kw_only=True):
     phases: list[PhaseOverhead]
     error: str = ""
     age_s: float = 0.0
+    auc_previous: float | None = None
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True):
+    """A federated evaluation for a device. configurations: name -> field of the round's settings -> value."""
+
+    name: str
+    configurations: dict[str, dict[str, float]]
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Of one configuration on a device's held-out samples. auc: None where one class is missing. log_loss: mean."""
+
+    auc: float | None = None
+    log_loss: float | None = None
+    diverged: bool = False
+
+
+class Metrics(msgspec.Struct, frozen=True, kw_only=True):
+    """What comes back of a federated evaluation: figures alone. samples: that the device held out."""
+
+    task: str
+    samples: int
+    outcomes: dict[str, Outcome]
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,17 +23,27 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save as save_safetensors
 
-from device_runtime import filtering, personalize, query
+from device_runtime import evaluating, filtering, personalize, query
 from device_runtime.bundle import read_tensors
 from device_runtime.candidates import as_own, with_history_of
 from device_runtime.engines import Engine
-from device_runtime.errors import CodaError, Refused, StoreError, TransportError, Yielded
+from device_runtime.errors import (
+    CodaError,
+    EngineError,
+    InputError,
+    Refused,
+    StoreError,
+    TransportError,
+    WireError,
+    Yielded,
+)
 from device_runtime.home import DeviceHome
 from device_runtime.identity import answer_text, verify
 from device_runtime.journal import FINAL, FilterView, Inputs, Progress, obstacle, stream_of
 from device_runtime.local import Local, local_samples, personal_table
-from device_runtime.messages import RoundReport
+from device_runtime.messages import BundleRef, RoundReport, Task, from_json, to_json
 from device_runtime.meter import Meter
+from device_runtime.metrics import auc
 from device_runtime.model import VOCABULARY, Model, Weights
 from device_runtime.pull import pull
 from device_runtime.samples import Float32, Int32, SampleBatch
@@ -60,11 +70,13 @@ _OUTBOX = 20
 @dataclass(frozen=True)
 class RoundOptions:
     """seed: of everything random on the device. match: False trains on local samples alone. contribute: hand the
-    training samples to the pool afterwards; only ever by the user's choice."""
+    training samples to the pool afterwards; only ever by the user's choice. evaluate: try configurations that the cloud
+    wants compared (`evaluating`), of which only figures leave the device."""
 
     seed: int = 0
     match: bool = True
     contribute: bool = False
+    evaluate: bool = True
 
 
 @dataclass(frozen=True)
@@ -216,9 +228,29 @@ class Round:
     def _pull(self) -> str:
         self.__dict__.pop("model", None)
         self.__dict__.pop("local", None)
+        before = self.home.store.bundle()
+        trusted = self.home.trusted if before else ""
         self.model, ref = pull(self.home, self.transport, self.engine, self.meter, self._now)
+        if before and before[0].manifest != ref.manifest:
+            self.progress.moved = True
+            with self.meter.phase("compare"):
+                self.progress.auc_previous = self._auc_of(before[0], trusted)
         self.progress.bundle, self.progress.manifest = ref.version, ref.manifest
         return "pulled"
+
+    def _auc_of(self, ref: BundleRef, trusted: str) -> float | None:
+        """Of a bundle that served until now, with the weights that did, on what this round holds out: how a release is
+        compared with the one before. None where that cannot be told."""
+        try:
+            model = Model.open(self.home.manifest(ref, trusted), self.engine, self.home.blobs)
+            local = local_samples(self.home, model, self.progress.inputs.until)
+            if not len(local.held_out):
+                return None
+            weights = self.home.active_weights(model)
+            table = model.table(local.everything.ids(VOCABULARY), weights)
+            return auc(local.held_out.labels, model.logits(local.held_out, table, weights))
+        except (InputError, EngineError, StoreError):  # it may lack rows of new items, or be damaged: why it is left
+            return None
 
     def _encode(self) -> str:
         model = self.model
@@ -340,6 +372,7 @@ class Round:
         return "activated"
 
     def _conclude(self) -> str:
+        found = self._augmentation() if self.options.evaluate and "evaluation" in self.transport.stale else None
         with self.meter.phase("clean"):
             self.home.drop_superseded()
             if (serving := self.home.store.bundle()) is not None:
@@ -348,7 +381,29 @@ class Round:
         if self.options.contribute:
             with self.meter.phase("contribute"):
                 self._contribute()
+        if self.options.evaluate and "evaluation" in self.transport.stale:
+            with self.meter.phase("evaluate"):
+                self._evaluate(found)
         return "done"
+
+    def _evaluate(self, found: Augmentation | None) -> None:
+        """Do the evaluation that the server has for this device. If it fails, the round is none the worse."""
+        try:
+            answer = self.transport.request(
+                "GET", "/v1/evaluation", label="evaluation", accept="application/json", accept_status=(200, 204)
+            )
+            if answer.status == 204:
+                return
+            task = from_json(answer.body, Task, "the evaluation")
+            table = self.model.table(self._ids(), self.model.base, self.rows)
+            kept, weights = (found.kept, found.weights) if found else (None, None)
+            seed = stream_of(self.progress, "filtered")  # as the round itself tuned
+            metrics = evaluating.evaluate(self.model, task, evaluating.Material(self.local, table, kept, weights), seed)
+            body = to_json(metrics)
+            self.transport.request("POST", "/v1/evaluation", body, label="evaluation", accept_status=(204,))
+            self.transport.stale = ""
+        except (TransportError, WireError, EngineError, InputError):
+            return
 
     def _contribute(self) -> None:
         """Samples that have been handed over before are not handed over again."""
@@ -406,7 +461,13 @@ class Round:
             verdict=done.verdict,
             phases=done.phases,
             error=error,
+            auc_previous=self._auc_previous(),
         )
+
+    def _auc_previous(self) -> float | None:
+        if self.progress.auc_previous is None and self.progress.verdict is not None and not self.progress.moved:
+            return self.progress.verdict.auc_before  # the same bundle: that is what served
+        return self.progress.auc_previous
 
     def _note_cost(self) -> None:
         """What this process has spent so far, added to what those before it had."""

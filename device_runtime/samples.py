@@ -107,6 +107,15 @@ class Ragged:
         moved = np.concatenate(([0], np.cumsum(used)))
         return Ragged(self.values[used], moved[self.starts].astype(np.int32), self.lengths)
 
+    def distinct(self) -> Int32:
+        """The values that some row uses, each once, ascending."""
+        total = int(self.lengths.sum())
+        if total >= len(self.values):
+            return np.unique(self.compact().values)
+        # a few rows over the values of many: what they cost must not depend on how many those are
+        first = np.cumsum(self.lengths) - self.lengths
+        return np.unique(self.values[np.arange(total) + np.repeat(self.starts - first, self.lengths)])
+
     @staticmethod
     def concatenate(parts: list[Ragged]) -> Ragged:
         base = np.cumsum([0] + [len(p.values) for p in parts])
@@ -166,7 +175,7 @@ class SampleBatch:
         for feature in self.schema.features:
             if feature.vocabulary == vocabulary:
                 column = self.columns[feature.name]
-                found.append(column.newest(feature.bound).compact().values if isinstance(column, Ragged) else column)
+                found.append(column.newest(feature.bound).distinct() if isinstance(column, Ragged) else column)
         distinct: Int32 = np.unique(np.concatenate(found)).astype(np.int32)
         present: Int32 = distinct[distinct != PADDING]
         return present

@@ -60,8 +60,20 @@ class EpochMetrics(msgspec.Struct, frozen=True):
     user_auc: float
 
 
+class Position(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where in an epoch a checkpoint was taken: before this step. loss: sum over the samples so far. processes: that
+    divide an epoch among them; rng: JSON of the bit generator's state, of a process on its own."""
+
+    step: int
+    loss: float
+    samples: int
+    processes: int
+    rng: str = ""
+
+
 class TrainState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a checkpoint folder holds beside the tensors. data: fingerprint of the events trained on."""
+    """What a checkpoint folder holds beside the tensors. data: fingerprint of the events trained on. position: in the
+    epoch after those of the history; None at its beginning."""
 
     format: int
     settings: TrainSettings
@@ -73,6 +85,7 @@ class TrainState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     history: tuple[EpochMetrics, ...]
     best: int
     finished: bool
+    position: Position | None = None
 
 
 @dataclass

@@ -11,6 +11,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from cloud.catalog.database import connect, explained
+from cloud.catalog.evaluations import EvaluationLog
 from cloud.catalog.nonces import NonceLog
 from cloud.catalog.operators import OperatorLog
 from cloud.catalog.records import Device, Release, RoundRow, columns_of, device_class
@@ -38,6 +39,7 @@ class Catalog:
         self._nonces = NonceLog(self._begin)
         self.rollouts = RolloutLog(self._begin)
         self.operators = OperatorLog(self._begin)
+        self.evaluations = EvaluationLog(self._begin)
 
     def close(self) -> None:
         self._engine.dispose()

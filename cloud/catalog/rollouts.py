@@ -151,6 +151,11 @@ class RolloutLog:
         with self._begin() as db:
             return frozenset(db.execute(select(COHORTS.c.cohort).where(COHORTS.c.device == device)).scalars())
 
+    def has_cohorts(self) -> bool:
+        """Whether the operator has put any device into a cohort."""
+        with self._begin() as db:
+            return db.execute(select(COHORTS.c.device).limit(1)).first() is not None
+
     def set_cohort(self, devices: Sequence[str], cohort: str, member: bool) -> None:
         with self._begin() as db:
             _alone(db)

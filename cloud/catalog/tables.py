@@ -177,3 +177,22 @@ METADATA = Table(
     Column("added", Float, nullable=False),
 )
 """Signed documents of the publisher, as devices get them: roots and lists of bundles."""
+EVALUATIONS = Table(
+    "evaluations",
+    TABLES,
+    Column("name", String(100), primary_key=True),
+    Column("rule", LargeBinary, nullable=False),
+    Column("configurations", LargeBinary, nullable=False),
+    Column("most", Integer, nullable=False),
+    Column("created", Float, nullable=False),
+    Column("until", Float, nullable=False),
+)
+"""Federated evaluations. rule, configurations: JSON. most: devices that answer, at most. until: it ends."""
+EVALUATED = Table(
+    "evaluated",
+    TABLES,
+    Column("evaluation", String(100), primary_key=True),
+    Column("device", String(32), primary_key=True),
+    Column("metrics", LargeBinary, nullable=False),
+    Column("received", Float, nullable=False),
+)

@@ -15,7 +15,7 @@ from device_runtime.bundle import write_atomically
 from device_runtime.errors import InputError
 
 if TYPE_CHECKING:
-    from cloud.datasets import Dataset
+    from cloud.datasets import Dataset, StreamedDataset
 
 DESCRIPTION = """\
 Read interactions of any origin. A table (Parquet or CSV) has user_id, item_id, timestamp in seconds and, if known,
@@ -38,6 +38,10 @@ examples:
   coda data prepare --interactions ratings.csv --items movies.csv --out runs/data
   coda data prepare --interactions ml-1m.zip --out runs/ml-1m
   coda data prepare --interactions UserBehavior.csv --negatives 4 --seed 7 --out runs/taobao
+  coda data prepare --stream --interactions s3://bucket/events/ --items items.parquet --out /data/events
+
+With --stream the table (Parquet or CSV), a folder of tables, or an fsspec URL may be larger than memory: events are put
+on disk as columns that `coda train` reads in blocks. Keys of users are not kept.
 """
 DESCRIBE = """\
 Say what a prepared data set holds, or what `prepare` would make of a table, and which rows are dropped and why.
@@ -72,6 +76,7 @@ class Command:
         sub = _verb(verbs, "prepare", "read a table, and store it as a data set for training and ingestion", PREPARE)
         add_source(sub, required=True)
         sub.add_argument("--out", type=Path, required=True, metavar="DIR")
+        sub.add_argument("--stream", action="store_true", help="in bounded memory, for training from disk")
         _add_json(sub)
         sub = _verb(verbs, "describe", "what a data set or table holds, and which rows were dropped and why", DESCRIBE)
         sub.add_argument("folder", type=Path, nargs="?", metavar="DIR", help="a prepared data set")
@@ -88,7 +93,7 @@ class Command:
 
     @staticmethod
     def run(args: argparse.Namespace) -> int:
-        from cloud.datasets import Dataset, example
+        from cloud.datasets import Dataset, StreamedDataset, example
 
         if args.verb in POOL_VERBS:
             return POOL_VERBS[args.verb](args)
@@ -96,15 +101,19 @@ class Command:
             return _history(args)
         if args.verb == "describe" and args.folder and args.interactions:
             raise InputError("name a prepared data set or a table with --interactions, not both")
+        dataset: Dataset | StreamedDataset
         if args.verb == "describe" and args.folder:
-            dataset = Dataset.load(args.folder)
+            streamed = StreamedDataset.is_in(args.folder)
+            dataset = StreamedDataset.open(args.folder) if streamed else Dataset.load(args.folder)
+        elif args.verb == "prepare" and args.stream:
+            dataset = prepare_streamed(args)
         elif args.verb == "example":
             dataset = example()
         elif args.interactions:
             dataset = read_source(args)
         else:
             raise InputError("name a prepared data set, or a table with --interactions")
-        if args.verb != "describe":
+        if isinstance(dataset, Dataset) and args.verb != "describe":
             dataset.save(args.out)
         facts = describe(dataset)
         _show(facts)
@@ -123,7 +132,7 @@ def _verb(
 
 def add_source(parser: argparse.ArgumentParser, required: bool) -> None:
     """The arguments that say which table to read, and how."""
-    parser.add_argument("--interactions", type=Path, required=required, metavar="F", help="table, zip or folder")
+    parser.add_argument("--interactions", required=required, metavar="F", help="table, zip or folder")
     parser.add_argument("--items", type=Path, metavar="F", help="items table")
     parser.add_argument(
         "--reader",
@@ -147,8 +156,10 @@ def read_source(args: argparse.Namespace) -> Dataset:
     """The data set that these arguments name. Raises: InputError."""
     from cloud.datasets import read
 
+    if "://" in args.interactions:
+        raise InputError(f"{args.interactions} is a URL: `coda data prepare --stream` reads those")
     return read(
-        args.interactions,
+        Path(args.interactions),
         args.items,
         reader=args.reader,
         positive_at=args.positive_at,
@@ -158,8 +169,51 @@ def read_source(args: argparse.Namespace) -> Dataset:
     )
 
 
-def describe(dataset: Dataset) -> dict[str, object]:
+def prepare_streamed(args: argparse.Namespace) -> StreamedDataset:
+    """What these arguments name, put into `args.out` in bounded memory. Raises: InputError, StoreError."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from cloud.datasets import prepare
+
+    if args.reader not in ("auto", "table"):
+        raise InputError(f"--stream reads tables (Parquet, CSV), not {args.reader}'s files")
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.completed:,} rows"),
+    )
+    with Progress(*columns) as bar:
+        task = bar.add_task("read", total=None)
+        return prepare(
+            args.interactions,
+            args.out,
+            args.items,
+            positive_at=args.positive_at,
+            negatives=args.negatives,
+            seed=args.seed,
+            name=args.name,
+            show=lambda what, done, total: bar.update(task, description=what, completed=done, total=total or None),
+        )
+
+
+def describe(dataset: Dataset | StreamedDataset) -> dict[str, object]:
     """Facts of a data set, for people and scripts."""
+    from cloud.datasets import StreamedDataset
+
+    if isinstance(dataset, StreamedDataset):
+        return {
+            "name": dataset.name,
+            "users": dataset.contributors,
+            "items": len(dataset.items) - 1,
+            "categories": len(dataset.categories) - 1,
+            "events": len(dataset),
+            "liked_share": dataset.liked / len(dataset),
+            "events_per_user": dataset.report.per_user,
+            "from": _day(dataset.report.first),
+            "to": _day(dataset.report.last),
+            "report": msgspec.to_builtins(dataset.report),
+        }
     events = dataset.events
     each = np.bincount(events.contributor, minlength=len(dataset.users))
     return {

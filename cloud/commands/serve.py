@@ -99,8 +99,6 @@ def _serve(
     """One worker."""
     from dataclasses import replace
 
-    import numpy as np
-
     from cloud.home import ServerHome
     from cloud.http import Services, create_app, serving
     from cloud.http.keeper import ReleaseKeeper
@@ -111,16 +109,12 @@ def _serve(
         tracing.configure(args.otlp)
     with ServerHome(args.home) as home:
         services = replace(Services.of(home, args.store, metrics), limits=limits, watch_token=home.watch_token)
-        if len(services.pool):  # indexes and residuals are made now: the first device need not wait
-            services.store.search(np.zeros((1, services.manifest.width), np.float32), 1, 0)
-        if services.manifest.settings.matching == "pooled":
-            for segment in services.pool.segments:
-                services.residuals(segment)
+        services.served.warm()
         stopping = threading.Event()
         watching = threading.Thread(target=_watch, args=(metrics, stopping), name="watch")
         watching.start()
         try:
-            with Keeper(services.pool, services.store.prepare), ReleaseKeeper(services):
+            with Keeper(services.pool, services.served.prepare), ReleaseKeeper(services):
                 serving.run(create_app(services), listener, limits, ready)
         finally:
             stopping.set()

@@ -48,7 +48,7 @@ def catalogue(
     An item that is listed twice has the first row's title and categories. Categories of the interactions count where
     the items table has none. kept: bool [rows of interactions].
     """
-    own, titles, text, own_text = _listed(items, dropped, unit)
+    own, titles, text, own_text = listed_items(items, dropped, unit)
     seen = codes(interactions["item_id"])[kept]
     names = values(interactions["item_id"])
     id_of = np.zeros(len(names), np.int64)
@@ -67,7 +67,9 @@ def catalogue(
         distinct = np.unique(both)
         pairs = np.stack([distinct // (len(text) + 1), distinct % (len(text) + 1) - 1])
         pairs = pairs[:, pairs[1] >= 0]
-    categories, item_categories = _rarest(pairs, pa.array([], pa.string()) if text is None else text, len(keys) + 1)
+    categories, item_categories = rarest_categories(
+        pairs, pa.array([], pa.string()) if text is None else text, len(keys) + 1
+    )
     return Catalogue(
         ("", *keys.to_pylist()),
         ("", *titles, *[""] * int(new.sum())),
@@ -77,7 +79,9 @@ def catalogue(
     )
 
 
-def _listed(items: pa.Table | None, dropped: Dropped, unit: str) -> tuple[pa.Array, list[str], pa.Array | None, Int64]:
+def listed_items(
+    items: pa.Table | None, dropped: Dropped, unit: str
+) -> tuple[pa.Array, list[str], pa.Array | None, Int64]:
     """Keys, titles, texts of categories if there are any, and each item's text (-1: none)."""
     if items is None:
         return pa.array([], pa.string()), [], None, np.zeros(0, np.int64)
@@ -98,7 +102,7 @@ def _listed(items: pa.Table | None, dropped: Dropped, unit: str) -> tuple[pa.Arr
     return values(items["item_id"]), titles, values(items["categories"]), codes(items["categories"])[first]
 
 
-def _rarest(pairs: Int64, text: pa.Array, items: int) -> tuple[list[str], Int32]:
+def rarest_categories(pairs: Int64, text: pa.Array, items: int) -> tuple[list[str], Int32]:
     """pairs: int64 [2, n], items and the texts ("a|b") of their categories. What few items have says most of them."""
     split = pc.split_pattern(text, "|")
     labels = pc.utf8_trim_whitespace(split.flatten())

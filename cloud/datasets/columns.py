@@ -59,10 +59,10 @@ def gather(blocks: Iterable[Block], names: dict[str, str]) -> pa.Table:
     return pa.table({ours: column.combine_chunks() for ours, column in columns.items()})
 
 
-def parquet_blocks(file: pq.ParquetFile, names: Sequence[str]) -> Iterator[Block]:
+def parquet_blocks(file: pq.ParquetFile, names: Sequence[str], rows: int = 1 << 18) -> Iterator[Block]:
     """Some columns of a Parquet file; a row's place is its number, from 1."""
     row = 1
-    for batch in file.iter_batches(batch_size=1 << 18, columns=list(names)):
+    for batch in file.iter_batches(batch_size=rows, columns=list(names)):
         yield Block(dict(zip(batch.schema.names, batch.columns, strict=True)), np.arange(row, row + len(batch)))
         row += len(batch)
 

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import hashlib
 import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,14 +91,9 @@ class Dataset:
         if self.ratings is not None:
             columns["rating"] = self.ratings
         users = pa.table({"key": list(self.users)}, schema=pa.schema({"key": pa.string()}))
-        items = pa.table(
-            {"key": list(self.items), "title": list(self.titles), "categories": self.item_categories.tolist()},
-            schema=pa.schema(
-                {"key": pa.string(), "title": pa.string(), "categories": pa.list_(pa.int32(), CATEGORIES)}
-            ),
-        )
+        items = items_as_table(self.items, self.titles, self.item_categories)
         parts = {"events.parquet": pa.table(columns), "users.parquet": users, "items.parquet": items}
-        hashes = {name: _write(folder / name, table) for name, table in parts.items()}
+        hashes = {name: write_table(folder / name, table) for name, table in parts.items()}
         meta = _Meta(FORMAT, self.name, self.positive_at, self.categories, self.report, hashes)
         write_atomically(folder / "dataset.json", msgspec.json.format(msgspec.json.encode(meta)))
 
@@ -105,13 +101,18 @@ class Dataset:
     def load(folder: Path) -> Dataset:
         """Raises: InputError: not a prepared data set. StoreError: damaged, or of another format."""
         path = folder / "dataset.json"
+        if not path.exists() and (folder / "streamed.json").exists():
+            raise InputError(
+                f"{folder} was prepared with --stream, for training: give the table itself to `coda data ingest "
+                "--interactions`, or prepare it without --stream"
+            )
         try:
             found = msgspec.json.decode(path.read_bytes(), type=dict[str, msgspec.Raw]).get("format")
             if found is None or bytes(found) != str(FORMAT).encode():
                 raise StoreError(f"{folder} is of another format; prepare it again with `coda data prepare`")
             meta = msgspec.json.decode(path.read_bytes(), type=_Meta)
             events, users, items = (
-                _read(folder / f"{name}.parquet", meta.hashes) for name in ("events", "users", "items")
+                read_checked(folder / f"{name}.parquet", meta.hashes) for name in ("events", "users", "items")
             )
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"{folder} is not a prepared data set; make one with `coda data prepare`") from None
@@ -158,7 +159,15 @@ def _number(value: np.float32) -> str:
     return "" if np.isnan(value) else f"{float(value):.9g}"  # nine digits bring a float32 back exactly
 
 
-def _write(path: Path, table: pa.Table) -> str:
+def items_as_table(items: Sequence[str], titles: Sequence[str], item_categories: Int32) -> pa.Table:
+    """A vocabulary of items as it is stored, by id."""
+    categories = pa.FixedSizeListArray.from_arrays(pa.array(item_categories.reshape(-1), pa.int32()), CATEGORIES)
+    keys, names = pa.array(items, pa.string()), pa.array(titles, pa.string())
+    return pa.table({"key": keys, "title": names, "categories": categories})
+
+
+def write_table(path: Path, table: pa.Table) -> str:
+    """As Parquet, whole or not at all; gives its SHA-256. Raises: StoreError."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     data = sink.getvalue().to_pybytes()
@@ -166,7 +175,8 @@ def _write(path: Path, table: pa.Table) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _read(path: Path, hashes: dict[str, str]) -> pa.Table:
+def read_checked(path: Path, hashes: Mapping[str, str]) -> pa.Table:
+    """Raises: OSError, pa.ArrowException: not the file that these hashes, by name, vouch for."""
     data = path.read_bytes()
     if hashes and hashes.get(path.name) != hashlib.sha256(data).hexdigest():
         raise pa.ArrowInvalid(f"{path.name} is not the file that was saved with the others")

@@ -50,7 +50,7 @@ def read_table(path: Path, items: Path | None) -> Raw:
     raw = Raw(pa.table({}), unit="row" if _is_parquet(path) else "line")
     with _readable(path):
         raw.interactions = _table(path, INTERACTIONS, raw, "An interactions table has user_id, item_id, timestamp")
-    raw.items = None if items is None else _items(items, raw)
+    raw.items = None if items is None else items_table(items, raw)
     return raw
 
 
@@ -73,7 +73,7 @@ def read_movielens(path: Path, items: Path | None) -> Raw:
             with opened(movies) as stream:
                 raw.items = _movies(movies, stream, genres, raw)
     if items is not None:
-        raw.items = _items(items, raw)
+        raw.items = items_table(items, raw)
     return raw
 
 
@@ -89,7 +89,7 @@ def read_amazon(path: Path, items: Path | None) -> Raw:
         else:
             blocks = without_header(stream, ",", _AMAZON, raw.dropped, quotes=True)
             raw.interactions = _item_second(_plain(blocks, _AMAZON), raw)
-    raw.items = None if items is None else _items(items, raw)
+    raw.items = None if items is None else items_table(items, raw)
     return raw
 
 
@@ -108,7 +108,7 @@ def read_taobao(path: Path, items: Path | None) -> Raw:
     with _readable(path), _opened(path) as stream:
         blocks = known(without_header(stream, ",", _TAOBAO, raw.dropped))
         raw.interactions = _plain(blocks, [name for name in _TAOBAO if name != "event"])
-    raw.items = None if items is None else _items(items, raw)
+    raw.items = None if items is None else items_table(items, raw)
     return raw
 
 
@@ -132,7 +132,8 @@ def guess(path: Path) -> str:
 _STARS = ("1.0", "2.0", "3.0", "4.0", "5.0")
 
 
-def _items(path: Path, raw: Raw) -> pa.Table:
+def items_table(path: Path, raw: Raw) -> pa.Table:
+    """An items table of ours or a product file. What is put aside of it is counted in `raw`. Raises: InputError."""
     with _readable(path):
         if _is_json(path):
             with _opened(path) as stream:

@@ -30,10 +30,10 @@ READERS: dict[str, Callable[[Path, Path | None], Raw]] = {
 }
 EXAMPLE = "ml-latest-small-2018"
 DUPLICATE = "the same user, item and timestamp again"
-_EARLIEST, _LATEST = 1, 4_102_444_800
+EARLIEST, LATEST = 1, 4_102_444_800
 """Timestamps that are believed, in seconds since 1970: up to the year 2100."""
-_SCALE = 5
-_LIKED = 4.0
+SCALE = 5
+LIKED = 4.0
 """From 4 on a scale up to 5, as is the custom with these data sets."""
 
 
@@ -180,8 +180,8 @@ class _Cleaner:
         if len(seconds) and np.median(seconds) > 1e11:
             raise InputError(f"the timestamps of {self.path} look like milliseconds or finer; divide them to seconds")
         self._drop("timestamp is not a number", ~np.isfinite(found))
-        self._drop("timestamp is not in seconds since 1970", (found < _EARLIEST) | (found > _LATEST))
-        return np.where(np.isfinite(found), found, 0).clip(0, _LATEST).astype(np.int64)
+        self._drop("timestamp is not in seconds since 1970", (found < EARLIEST) | (found > LATEST))
+        return np.where(np.isfinite(found), found, 0).clip(0, LATEST).astype(np.int64)
 
     def _column(self, name: str) -> npt.NDArray[np.float64] | None:
         return self.table[name].to_numpy() if name in self.table.column_names else None
@@ -199,12 +199,12 @@ class _Cleaner:
 
     def _threshold(self, rating: Float32, positive_at: float | None) -> float:
         if positive_at is None:
-            if rating.max() != _SCALE or rating.min() < 0:
+            if rating.max() != SCALE or rating.min() < 0:
                 raise InputError(
                     f"the ratings of {self.path} go from {rating.min():g} to {rating.max():g}, no known scale; "
                     "say with --positive-at which rating counts as a like"
                 )
-            positive_at = _LIKED
+            positive_at = LIKED
         self.notes.append(f"a rating of {positive_at:g} or more is labelled 1")
         return positive_at
 

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from cloud.encoding import Encoder
 from cloud.evaluation import leaks
-from cloud.matching import ExactStore, match, pooled
-from cloud.matching.pooled import Unexplained
+from cloud.matching import ExactStore, by_search, match, pooled
+from cloud.matching.unexplained import Unexplained
 from cloud.pool import Pool, Segment
 from device_runtime.bundle import BlobStore, Manifest, RoundSettings, open_manifest
 from device_runtime.engines import open_engine
@@ -142,7 +142,7 @@ class Cloud:
         """A query's frame -> the answer's, as the server makes it."""
         query, store = decode_query(body), ExactStore(pool)
         if settings.matching == "pooled":
-            candidates, shortfall = pooled(pool, store, query, asker, settings, self.residuals)
+            candidates, shortfall = pooled(pool, by_search(store), query, asker, settings, self.residuals)
         else:
             candidates, shortfall = match(pool, store, query, asker)
         return self.answer(candidates, query.held.tolist(), shortfall)

@@ -131,9 +131,12 @@ def check(services: Services, asked: Mapping[str, str]) -> Response:
 
 def news(services: Services, asker: Asker) -> dict[str, str]:
     """A header for an answer to a device that says what it runs; {} where nothing is new."""
-    if not asker.bundle or services.releases.decide(asker.known, asker.bundle).bundle == asker.bundle:
+    if not asker.bundle:
         return {}
-    return {STALE: "bundle"}
+    facts = services.releases.facts(asker.known, asker.bundle)
+    tasks = ["bundle"] if services.releases.policy().decide(facts).bundle != asker.bundle else []
+    tasks += ["evaluation"] if services.federated.asked(facts) else []
+    return {STALE: ",".join(tasks)} if tasks else {}
 
 
 def _with_profile(services: Services, known: Device, told: str) -> Device:

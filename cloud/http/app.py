@@ -10,7 +10,7 @@ from anyio import to_thread
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
-from cloud.http import announce, blobs, keys, operators, problems, watch, work
+from cloud.http import announce, blobs, console, keys, operators, problems, watch, work
 from cloud.http.auth import Authenticator, read_body
 from cloud.http.limits import Gate
 from cloud.http.logs import LogRequests
@@ -21,12 +21,13 @@ from cloud.telemetry import RecallSampler
 from device_runtime import __version__
 from device_runtime.errors import InputError, WireError
 from device_runtime.identity import answer_text
-from device_runtime.messages import Enrolment, Rotation, RoundReport, from_json, to_json
+from device_runtime.messages import Enrolment, Metrics, Rotation, RoundReport, from_json, to_json
 from device_runtime.wire import decode_report
 
 _ROUND = re.compile("[!-~]{1,64}")
 _MAX_VERSION = (1 << 31) - 1
 _KEY_BYTES = 4 << 10
+_METRICS_BYTES = 2 << 10
 _Message = TypeVar("_Message")
 DESCRIPTION = """\
 Devices enrol with a key, pull signed bundles, ask for samples that match a query, and report.
@@ -80,7 +81,7 @@ def create_app(services: Services) -> FastAPI:
         message = _message(body, Rotation, "the rotation")
         return _json(await to_thread.run_sync(keys.rotate, services, authenticator, request, body, message))
 
-    @app.get("/v1/bundle", openapi_extra=SIGNED, responses=gives(JSON, "BundleRef", 304, 400, *usual))
+    @app.get("/v1/bundle", openapi_extra=SIGNED, responses=gives(JSON, "Announcement", 304, 400, *usual))
     async def bundle(request: Request) -> Response:
         """The release that this device should have, as a pointer to its signed manifest. The answer is signed."""
         body = await body_of(request, 0)
@@ -165,6 +166,33 @@ def create_app(services: Services) -> FastAPI:
         await to_thread.run_sync(work.note, services, asker.known, message)
         return Response(status_code=204, headers=await to_thread.run_sync(announce.news, services, asker))
 
+    @app.get("/v1/evaluation", openapi_extra=SIGNED, responses=gives(JSON, "Task", 204, *usual))
+    async def evaluation(request: Request) -> Response:
+        """A federated evaluation for this device, if there is one that it has not answered."""
+        body = await body_of(request, 0)
+
+        def asked() -> Response:
+            asker = authenticator.authenticate(request, body)
+            task = services.federated.asked(services.releases.facts(asker.known, asker.bundle))
+            return Response(status_code=204) if task is None else _json(task)
+
+        return await to_thread.run_sync(asked)
+
+    @app.post(
+        "/v1/evaluation", status_code=204, openapi_extra=takes("Metrics", JSON), responses=gives("", "", 400, *usual)
+    )
+    async def evaluated(request: Request) -> Response:
+        """How a device's configurations fared: figures alone. Sending it again counts once."""
+        body = await body_of(request, _METRICS_BYTES)
+
+        def take() -> None:
+            asker = authenticator.authenticate(request, body)
+            facts = services.releases.facts(asker.known, asker.bundle)
+            services.federated.take(facts, _message(body, Metrics, "the metrics"))
+
+        await to_thread.run_sync(take)
+        return Response(status_code=204)
+
     @app.get("/healthz", responses=gives(JSON, "", 500))
     async def health() -> Response:
         """Whether the server is up, and what it serves."""
@@ -178,6 +206,7 @@ def create_app(services: Services) -> FastAPI:
 
     watch.install(app, services, started)
     operators.install(app, services)
+    console.install(app, services)
     app.openapi = described(app)  # type: ignore[method-assign]
     return app
 

@@ -1,4 +1,5 @@
-"""A thread of each worker that asks the gates of all rollouts, and lets go of bundles that no device gets any more."""
+"""A thread of each worker that asks the gates of all rollouts, opens the bundles that devices may get, and lets go of
+those that none gets any more."""
 
 from __future__ import annotations
 

@@ -8,13 +8,23 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI
 
-from device_runtime.messages import BundleRef, Enrolled, Enrolment, Problem, Rotation, RoundReport
+from device_runtime.messages import (
+    Announcement,
+    BundleRef,
+    Enrolled,
+    Enrolment,
+    Metrics,
+    Problem,
+    Rotation,
+    RoundReport,
+    Task,
+)
 
 FRAME = "application/vnd.coda.frame"
 JSON = "application/json"
 BYTES = "application/octet-stream"
 SIGNED: dict[str, Any] = {"security": [{"device": []}]}
-_TYPES = (Enrolment, Enrolled, Rotation, BundleRef, RoundReport, Problem)
+_TYPES = (Enrolment, Enrolled, Rotation, BundleRef, Announcement, RoundReport, Task, Metrics, Problem)
 
 
 def takes(name: str, *media: str) -> dict[str, Any]:

@@ -9,10 +9,11 @@ from functools import cached_property
 
 from cloud.catalog import Catalog
 from cloud.encoding import Encoder
+from cloud.federated import Federated
 from cloud.home import ServerHome
 from cloud.http.limits import ServerLimits
 from cloud.http.shelf import Opener, Served, Shelf
-from cloud.matching import MatchStore, ResidualCache, open_store
+from cloud.matching import MatchStore, open_store
 from cloud.pool import Pool
 from cloud.releases import Releases
 from cloud.telemetry import FAMILIES, Metrics
@@ -47,14 +48,13 @@ class Services:
     def served(self) -> Served:
         return Served(self.ref, self.manifest, self.pool, self.store, self.encoder)
 
-    @property
-    def residuals(self) -> ResidualCache:
-        """What the pool knows beyond the model: for pooled matching."""
-        return self.served.residuals
-
     @cached_property
     def releases(self) -> Releases:
         return Releases(self.catalog, self.clock, self.ref.version)
+
+    @cached_property
+    def federated(self) -> Federated:
+        return Federated(self.catalog, self.clock)
 
     @cached_property
     def shelf(self) -> Shelf:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 from cloud.encoding import Encoder
-from cloud.matching import MatchStore, ResidualCache
-from cloud.pool import Keeper, Pool
+from cloud.matching import Knowledge, MatchStore
+from cloud.pool import Keeper, Pool, Segment
 from device_runtime.bundle import Manifest
 from device_runtime.errors import StoreError
 from device_runtime.messages import BundleRef
@@ -26,9 +29,26 @@ class Served:
     encoder: Encoder
 
     @cached_property
-    def residuals(self) -> ResidualCache:
+    def knowledge(self) -> Knowledge:
         """What the pool knows beyond the model: for pooled matching."""
-        return ResidualCache(self.encoder.predict)
+        manifest = self.manifest
+        blobs = [manifest.graphs["score"].files["onnx"].file, manifest.weights, *manifest.tables["item"].shards]
+        digest = hashlib.sha256("".join(blob.sha256 for blob in blobs).encode())
+        return Knowledge(self.encoder.predict, digest.hexdigest()[:16], manifest.filter_from)
+
+    def prepare(self, segment: Segment) -> None:
+        """Put beside a segment what matching will need. For `Pool.compact`."""
+        self.store.prepare(segment)
+        if self.manifest.settings.matching == "pooled":
+            self.knowledge.prepare(segment)
+
+    def warm(self) -> None:
+        """Make what matching needs and is not there yet, so that no device waits for it."""
+        if len(self.pool):
+            self.store.search(np.zeros((1, self.manifest.width), np.float32), 1, 0)
+        if self.manifest.settings.matching == "pooled":
+            for segment in self.pool.segments:
+                self.knowledge.prepare(segment)
 
 
 Opener = Callable[[int, Sequence[Served]], Served]
@@ -55,8 +75,9 @@ class Shelf:
                 if self._opener is None:
                     raise StoreError(f"bundle {version} is not here")
                 found = self._opener(version, list(self._open.values()))
+                found.warm()
                 if all(found.pool is not other.pool for other in self._open.values()):
-                    self._keepers.append((found.pool, Keeper(found.pool, found.store.prepare).__enter__()))
+                    self._keepers.append((found.pool, Keeper(found.pool, found.prepare).__enter__()))
                 self._open[version] = found
             return self._open[version]
 
@@ -68,7 +89,7 @@ class Shelf:
         return list(self._open.values())
 
     def keep(self, versions: Collection[int]) -> None:
-        """Close all but these; they are opened anew if somebody asks."""
+        """Close all but these, and open them before a device asks. Raises: StoreError: one is damaged."""
         with self._lock:
             kept = {v: one for v, one in self._open.items() if v in versions or one is self._first}
             for pool, keeper in list(self._keepers):
@@ -76,3 +97,6 @@ class Shelf:
                     keeper.__exit__()
                     self._keepers.remove((pool, keeper))
             self._open = kept
+        if self._opener is not None:
+            for version in sorted(versions):
+                self.of(version)

@@ -11,7 +11,7 @@ from cloud.http.auth import Asker
 from cloud.http.problems import Refusal
 from cloud.http.services import Services
 from cloud.http.shelf import Served
-from cloud.matching import match, pooled
+from cloud.matching import by_profiles, match, pooled
 from cloud.telemetry import RecallSampler
 from cloud.telemetry.tracing import span
 from device_runtime.errors import CodaError, InputError
@@ -51,8 +51,9 @@ def matched(services: Services, served: Served, recall: RecallSampler, body: byt
     token = services.contributor(asker)
     with span("match"):
         if manifest.settings.matching == "pooled":
-            known = manifest.settings, served.residuals
-            candidates, shortfall = pooled(served.pool, served.store, capped, token, *known)
+            known = served.knowledge
+            near = by_profiles(known)
+            candidates, shortfall = pooled(served.pool, near, capped, token, manifest.settings, known.residuals)
         else:
             candidates, shortfall = match(served.pool, served.store, capped, token)
     if wanted < query.limit and not shortfall:

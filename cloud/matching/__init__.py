@@ -4,17 +4,20 @@ from cloud.matching.exact import ExactStore
 from cloud.matching.faiss import FaissStore
 from cloud.matching.filter import Filter
 from cloud.matching.open import open_store
-from cloud.matching.pooled import ResidualCache, pooled
+from cloud.matching.pooled import by_profiles, by_search, pooled
 from cloud.matching.select import match
 from cloud.matching.store import Found, MatchStore
+from cloud.matching.unexplained import Knowledge
 
 __all__ = [
     "ExactStore",
     "FaissStore",
     "Filter",
     "Found",
+    "Knowledge",
     "MatchStore",
-    "ResidualCache",
+    "by_profiles",
+    "by_search",
     "match",
     "open_store",
     "pooled",

@@ -10,90 +10,68 @@ contributors has no history: the device puts in its user's own, and adds the off
 
 from __future__ import annotations
 
-import threading
-import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from cloud.matching.profiles import nearest
 from cloud.matching.store import MatchStore
-from cloud.pool import Pool, Segment
+from cloud.matching.unexplained import Knowledge, Unexplained, items_of, total
+from cloud.pool import Pool, Segment, Snapshot
 from device_runtime.bundle import RoundSettings
 from device_runtime.candidates import as_labels
 from device_runtime.errors import InputError
 from device_runtime.samples import Column, Float32, Float64, Int64, Ragged, SampleBatch, Schema
 from device_runtime.wire import MatchQuery, in_steps
 
-Predict = Callable[[SampleBatch], Float32]
-"""The cloud model's probability of a like for each sample, float32 [n]."""
 EVEN = 0.25
 """p (1 - p) at even odds: what a sample that shrinks weighs."""
-
-
-@dataclass(frozen=True)
-class Unexplained:
-    """What a model does not explain of a segment. residuals: float32 [n], label minus prediction p. variances: float32
-    [n], p (1 - p). met, sums, mass: float64 [items]: samples of each item, and the sums of both."""
-
-    residuals: Float32
-    variances: Float32
-    met: Float64
-    sums: Float64
-    mass: Float64
-
-    @staticmethod
-    def of(segment: Segment, predicted: Float32) -> Unexplained:
-        residuals = (segment.samples.labels - predicted).astype(np.float32)
-        item = items_of(segment)
-        variances = (predicted * (1 - predicted)).astype(np.float32)
-        met = np.bincount(item).astype(np.float64)
-        return Unexplained(residuals, variances, met, _total(item, residuals), _total(item, variances))
-
-
 Residuals = Callable[[Segment], Unexplained]
+Near = Callable[[Snapshot, Float32, int, RoundSettings], Sequence[tuple[Int64, Float64]]]
+"""(snapshot, profile float32 [width], the asker's token, settings) -> for each segment (rows int64, weights float64):
+the samples whose contributors are near the profile, and what each weighs."""
 
 
-class ResidualCache:
-    """Predicts each segment when it is first asked for, and keeps the result as long as anybody has the segment's
-    samples: these never change, whatever becomes hidden of them."""
+def by_profiles(knowledge: Knowledge) -> Near:
+    """By the profiles of contributors, which needs no index."""
 
-    def __init__(self, predict: Predict) -> None:
-        self._predict = predict
-        self._computing = threading.Lock()
-        self._known: dict[int, tuple[weakref.ref[SampleBatch], Unexplained]] = {}
+    def find(
+        snapshot: Snapshot, profile: Float32, exclude: int, settings: RoundSettings
+    ) -> Sequence[tuple[Int64, Float64]]:
+        known = [knowledge.profiles(segment) for segment in snapshot.segments]
+        return nearest(snapshot.segments, known, profile[: knowledge.columns], exclude, settings)
 
-    def __call__(self, segment: Segment) -> Unexplained:
-        with self._computing:
-            found = self._known.get(segment.base)
-            if found is None or found[0]() is not segment.samples:
-                self._known = {base: one for base, one in self._known.items() if one[0]() is not None}
-                result = Unexplained.of(segment, predictions(segment.samples, self._predict))
-                found = self._known[segment.base] = weakref.ref(segment.samples), result
-            return found[1]
+    return find
 
 
-def predictions(samples: SampleBatch, predict: Predict, at_once: int = 8192) -> Float32:
-    """float32 [n]: of any number of samples."""
-    parts = [predict(samples.take(slice(at, at + at_once))) for at in range(0, len(samples), at_once)]
-    return np.concatenate([np.zeros(0, np.float32), *parts])
+def by_search(store: MatchStore) -> Near:
+    """By every sample's own embedding: what profiles stand in for."""
 
+    def find(
+        snapshot: Snapshot, profile: Float32, exclude: int, settings: RoundSettings
+    ) -> Sequence[tuple[Int64, Float64]]:
+        most = min(len(snapshot), settings.neighbours)
+        found = store.search(profile[None], most, exclude, within=snapshot)
+        at = found.positions[0][found.positions[0] >= 0]
+        weight = kernel(found.similarities[0][: len(at)], settings)
+        parts = []
+        for segment in snapshot.segments:
+            mine = np.flatnonzero((at >= segment.base) & (at < segment.base + len(segment)))
+            parts.append((at[mine] - segment.base, weight[mine]))
+        return parts
 
-def items_of(segment: Segment) -> npt.NDArray[np.int32]:
-    column = segment.samples.columns["item"]
-    assert not isinstance(column, Ragged)
-    return np.asarray(column, np.int32)
+    return find
 
 
 def pooled(
-    pool: Pool, store: MatchStore, query: MatchQuery, exclude: int, settings: RoundSettings, residuals: Residuals
+    pool: Pool, near: Near, query: MatchQuery, exclude: int, settings: RoundSettings, residuals: Residuals
 ) -> tuple[SampleBatch, str]:
     """The candidates for a query, by ascending item, and why there are fewer than asked for ("" if there are not).
 
     A label is an offset (`device_runtime.candidates.as_labels`); histories are empty. query: its first vector is the
     profile; without one, all contributors count alike. exclude: token of the asking contributor; none of its samples
-    counts, nor any that the pool hides. Items are preferred by how much their offsets change: squares, times samples.
+    counts, nor any that the pool hides. near: `by_profiles`, or `by_search`. Items are preferred by how much their
+    offsets change: squares, times samples.
 
     Raises:
         InputError: samples have features other than the item and histories.
@@ -106,18 +84,18 @@ def pooled(
     for segment, one in zip(segments, known, strict=True):
         gone = segment.forbidden(exclude)
         without = items_of(segment)[gone]
-        met += _padded(one.met, count) - _total(without, np.ones(len(gone)), count)
-        sums += _padded(one.sums, count) - _total(without, one.residuals[gone], count)
-        mass += _padded(one.mass, count) - _total(without, one.variances[gone], count)
+        met += _padded(one.met, count) - total(without, np.ones(len(gone)), count)
+        sums += _padded(one.sums, count) - total(without, one.residuals(gone), count)
+        mass += _padded(one.mass, count) - total(without, one.variances(gone), count)
     offset = sums / (mass + EVEN * settings.shrinkage)
     if len(query.centroids) and settings.neighbours and met.any():
-        most = min(len(snapshot), settings.neighbours)
-        found = store.search(query.centroids[:1], most, exclude, within=snapshot)
-        at = found.positions[0][found.positions[0] >= 0]
-        item, residual, variance = _columns(segments, known, at)
-        weight = kernel(found.similarities[0][: len(at)], settings)
-        near = _total(item, weight * (residual - variance * offset[item]), count)
-        offset += near / (_total(item, weight * variance, count) + EVEN * settings.near_shrinkage)
+        moved, weighed = np.zeros(count), np.zeros(count)
+        found = near(snapshot, query.centroids[0], exclude, settings)
+        for segment, one, (rows, weight) in zip(segments, known, found, strict=True):
+            item, variance = items_of(segment)[rows], one.variances(rows)
+            moved += total(item, weight * (one.residuals(rows) - variance * offset[item]), count)
+            weighed += total(item, weight * variance, count)
+        offset += moved / (weighed + EVEN * settings.near_shrinkage)
     order = np.lexsort((-met, -met * offset**2))
     order = order[(met[order] > 0) & (order > 0)][: query.limit]
     short = query.limit - len(order)
@@ -134,27 +112,8 @@ def kernel(similarities: Float32, settings: RoundSettings) -> Float64:
     return weights
 
 
-def _total(item: npt.NDArray[np.integer], values: npt.NDArray[np.floating], count: int = 0) -> Float64:
-    """float64 [items]: the sum of each item's values."""
-    return np.bincount(item, values, count).astype(np.float64)
-
-
 def _padded(values: Float64, count: int) -> Float64:
     return np.pad(values, (0, count - len(values)))
-
-
-def _columns(
-    segments: tuple[Segment, ...], known: list[Unexplained], positions: Int64
-) -> tuple[Int64, Float32, Float32]:
-    """Item, residual and variance of these positions in the pool."""
-    item = np.zeros(len(positions), np.int64)
-    residual, variance = np.zeros(len(positions), np.float32), np.zeros(len(positions), np.float32)
-    for segment, one in zip(segments, known, strict=True):
-        at = np.flatnonzero((positions >= segment.base) & (positions < segment.base + len(segment)))
-        item[at] = items_of(segment)[positions[at] - segment.base]
-        residual[at] = one.residuals[positions[at] - segment.base]
-        variance[at] = one.variances[positions[at] - segment.base]
-    return item, residual, variance
 
 
 def _batch(schema: Schema, items: Int64, labels: Float32) -> SampleBatch:

@@ -20,8 +20,8 @@ from device_runtime.messages import RoundReport
 
 COSTS = ("cpu_s", "peak_mib", "bytes")
 """What a round costs its device, as gates compare it: CPU seconds, MiB, bytes both ways."""
-ONE_TIME = ("pull", "self-test")
-"""Phases that a new bundle costs once, however good it is: they are not compared."""
+ONE_TIME = ("pull", "self-test", "compare", "evaluate")
+"""Phases that a new bundle, or a question of the cloud's, costs once: they are not compared."""
 LEAST_REPORTS = 20
 """Of the previous bundle, for a bound on a cost: the 95 % quantile of fewer is any of them."""
 _LIVE = ("running", "paused")
@@ -161,12 +161,15 @@ def costs_of(report: RoundReport) -> dict[str, float]:
 
 
 def quality_of(report: RoundReport, before: float | None) -> float | None:
-    """The AUC of what serves after a round, less `before`: the same of the device's last round with the previous
-    bundle. Devices of both groups tell it, so what changes with time changes for both."""
+    """The AUC of what serves after a round, less that of what served when it began, on the same held-out samples. Of
+    devices that do not tell the latter: less `before`, of the device's last round with the previous bundle. Devices of
+    both groups tell the same, so what tuning and time change, they change for both."""
     verdict = report.verdict
-    if before is None or verdict is None or verdict.auc_before is None or verdict.auc_after is None:
+    if verdict is None or verdict.auc_before is None or verdict.auc_after is None:
         return None
-    return (verdict.auc_after if report.outcome == "activated" else verdict.auc_before) - before
+    since = before if report.auc_previous is None else report.auc_previous
+    served = verdict.auc_after if report.outcome == "activated" else verdict.auc_before
+    return None if since is None else served - since
 
 
 def is_late(course: Course, received: float, age_s: float) -> bool:

@@ -89,7 +89,7 @@ def judge(evidence: Evidence, rung: Rung, gate: Gate, *, stood_s: float) -> Find
     if treatment.devices < rung.least:
         waits.append(f"{treatment.devices} of {rung.least} devices have reported")
     if stood_s < rung.dwell_s:
-        waits.append(f"{stood_s / 3600:.1f} of {rung.dwell_s / 3600:.0f} hours have passed")
+        waits.append(f"{stood_s / 3600:.1f} of {rung.dwell_s / 3600:.3g} hours have passed")
     if 0 < rung.share < 1:
         if quality is None:
             waits.append(f"quality: fewer than {gate.sizes} devices of a group have evaluated it")

@@ -7,7 +7,7 @@ from cloud.telemetry.metrics import Family
 
 ROUTES: tuple[str, ...] = (
     "/v1/devices", "/v1/keys", "/v1/bundle", "/v1/blobs/{sha256}", "/v1/match", "/v1/contributions", "/v1/reports",
-    "/healthz", "other",
+    "/v1/stale/{device}/{bundle}/{profile}", "/v1/metadata/{role}/{version}", "/v1/evaluation", "/healthz", "other",
 )  # fmt: skip
 STATUSES: tuple[str, ...] = ("2xx", "3xx", "4xx", "5xx")
 REFUSALS = ("not authenticated", "revoked", "device rate", "total rate", "busy", "too slow")

@@ -55,6 +55,7 @@ class Command:
         sub.add_argument("--seed", type=int, default=0, metavar="N")
         sub.add_argument("--no-match", action="store_true", help="train on local samples alone; nothing is asked")
         sub.add_argument("--contribute", action="store_true", help="hand this user's samples to the pool: your choice")
+        sub.add_argument("--no-evaluate", action="store_true", help="decline to compare configurations for the cloud")
         sub.add_argument("--scheduled", action="store_true", help="within the policy's budgets; give way to the app")
         _add_cost(sub)
         sub.add_argument("--power-csv", type=Path, metavar="FILE", help="a power meter's log: time_s,watts")

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
                 take_in(home, args.history)
             digest(home.store, ActivityLog(home.store.database), load(args.home / "triggers.json"))
             engine = choose_engine(args, home)
-            options = RoundOptions(args.seed, not args.no_match, args.contribute)
+            options = RoundOptions(args.seed, not args.no_match, args.contribute, not args.no_evaluate)
             with home.transport(counter, pulse) as transport:
                 for _ in range(args.rounds):
                     results.append(run_round(home, transport, engine, options, pulse=pulse, sensors=sensors))

@@ -80,7 +80,7 @@ def test_a_good_release_climbs_by_itself_to_everyone(fleet, clock):
 def test_one_that_is_not_automatic_waits_for_an_operator(fleet, clock):
     begin(fleet)
     fleet.round()
-    with pytest.raises(InputError, match=r"not climb yet: 0\.0 of 0 hours"):
+    with pytest.raises(InputError, match=r"not climb yet: 0\.0 of 0\.167 hours"):
         fleet.releases.act("next", "promote", **ME)
     clock.now += 700
     assert fleet.releases.judge_all() == []
@@ -190,6 +190,8 @@ def test_quality_is_paired_with_what_served_the_same_device_before(fleet):
     fleet.catalog.report(treated, told("before", 2, auc=0.7), now=fleet.clock() + 1)
     assert voice_of(fleet, treated, told("r", 3, auc=0.65)).quality == pytest.approx(-0.05)
     assert voice_of(fleet, treated, told("r", 3, "failed")).quality is None
+    same_rows = told("r", 3, auc=0.65, auc_previous=0.6)
+    assert voice_of(fleet, treated, same_rows).quality == pytest.approx(0.05), "on the same held-out samples: better"
 
 
 def test_one_loud_device_cannot_stop_a_release(fleet):

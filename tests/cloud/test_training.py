@@ -1,5 +1,10 @@
 """The cloud model: it learns, it stops, it goes on where it was stopped."""
 
+import signal
+import subprocess
+import sys
+import time
+
 import msgspec
 import numpy as np
 import pytest
@@ -9,6 +14,8 @@ from safetensors.torch import save as save_file
 from cloud import tastes, training
 from cloud.datasets import read
 from cloud.training import predict, train
+from cloud.training_sets import training_set
+from device_runtime.cli import main
 from device_runtime.errors import InputError, StoreError
 from device_runtime.metrics import auc
 from device_runtime.stream import samples
@@ -45,7 +52,7 @@ def test_validation_is_later_than_training(dataset, trained):
 
 def test_what_it_was_validated_on_stays_beside_it(dataset, trained, tmp_path, monkeypatch):
     """For the exporter, which measures on it what narrower weights cost."""
-    _, held_out, _ = training._split(dataset, SETTINGS)
+    held_out = training_set(dataset, trained.model.schema, SETTINGS).held_out
     kept = trained.held_out
     assert len(kept) == len(held_out)
     np.testing.assert_array_equal(kept.labels, held_out.labels)
@@ -93,6 +100,60 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(dataset, trained, 
     assert resumed.state.history == trained.state.history
     for name, value in trained.model.state_dict().items():
         torch.testing.assert_close(resumed.model.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_run_that_is_killed_in_mid_epoch_ends_with_the_same_weights(tmp_path, streamed):
+    """SIGKILL from outside, at a moment that nobody chose; saved every few steps as a long epoch is by the minute."""
+    table, items = write_tastes(tmp_path)
+    data, words = tmp_path / "data", ["--interactions", str(table), "--items", str(items)]
+    assert main(["data", "prepare", *words, "--out", str(data), *(["--stream"] if streamed else [])]) == 0
+
+    def command(out):
+        return [
+            sys.executable, "-m", "device_runtime", "train", "--data", str(data), "--out", str(out),
+            "--epochs", "3", "--batch", "16", "--threads", "1", "--history", "8", "--save-every", "0.02",
+        ]  # fmt: skip
+
+    whole = tmp_path / "whole"
+    subprocess.run(command(whole), check=True, capture_output=True)
+    out, kills, marks = tmp_path / "killed", 0, []
+    while kills < 3:
+        running = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before = (out / "newest.safetensors").stat().st_mtime_ns if kills else 0
+        while not (out / "newest.safetensors").exists() or (out / "newest.safetensors").stat().st_mtime_ns == before:
+            assert running.poll() is None, "it ended before it could be killed"
+            time.sleep(0.005)
+        time.sleep(0.1)
+        running.kill()
+        assert running.wait() == -signal.SIGKILL, "it ended before it could be killed"
+        kills += 1
+        marks.append(training._opened((out / "newest.safetensors").read_bytes(), out)[0].position)
+    assert any(mark is not None and mark.step > 0 for mark in marks), "no kill met the middle of an epoch"
+    subprocess.run(command(out), check=True, capture_output=True)
+    one, other = load(whole), load(out)
+    assert other.state == one.state
+    for name, value in one.model.state_dict().items():
+        assert torch.equal(other.model.state_dict()[name], value), name
+
+
+def test_what_a_kill_kept_from_being_written_is_written_by_the_next_run(dataset, tmp_path):
+    once = msgspec.structs.replace(SETTINGS, epochs=1)
+    before = train(dataset, tmp_path, once).state
+    (tmp_path / "state.json").unlink()
+    assert train(dataset, tmp_path, once).state == before
+
+
+def test_a_checkpoint_that_is_damaged_or_of_an_older_version_is_not_continued(dataset, tmp_path):
+    once = msgspec.structs.replace(SETTINGS, epochs=1)
+    train(dataset, tmp_path, once)
+    newest = tmp_path / "newest.safetensors"
+    newest.write_bytes(save_file({"weights:x": torch.ones(1)}))
+    with pytest.raises(StoreError, match="written by an older version"):
+        train(dataset, tmp_path, once)
+    newest.write_bytes(b"nonsense")
+    with pytest.raises(StoreError, match="is damaged"):
+        train(dataset, tmp_path, once)
 
 
 def test_a_checkpoint_of_something_else_is_not_continued(dataset, tmp_path):

@@ -13,9 +13,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cloud.commands.nightly import Command as Nightly
 from cloud.commands.serve import Command
 from cloud.http.serving import DRAIN_S
+from cloud.nightly import Declined
 from device_runtime.cli import COMMANDS
+from device_runtime.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -28,6 +31,23 @@ def check_serve(words: list[str]) -> None:
     assert words[0] == "serve" and "serve" in COMMANDS
     parser = argparse.ArgumentParser()
     Command.configure(parser)
+    parser.parse_args(words[1:])
+
+
+def check_extras(argument: str) -> None:
+    """EXTRAS=a,b names extras that there are."""
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    name, _, extras = argument.partition("=")
+    assert name == "EXTRAS" and set(extras.split(",")) <= set(known)
+
+
+def check_nightly(words: list[str]) -> None:
+    """These are arguments that `coda nightly` takes."""
+    import argparse
+
+    assert words[0] == "nightly" and "nightly" in COMMANDS
+    parser = argparse.ArgumentParser()
+    Nightly.configure(parser)
     parser.parse_args(words[1:])
 
 
@@ -45,9 +65,8 @@ def test_the_image_is_built_in_two_stages_and_runs_unprivileged():
     assert kinds.index("USER") < kinds.index("ENTRYPOINT") and dict(last)["USER"] not in ("root", "0")
     assert json.loads(dict(last)["ENTRYPOINT"]) == ["coda"]
     check_serve(json.loads(dict(last)["CMD"]))
-    extras = re.search(r"/src\[([\w,]+)\]", str(steps))
-    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert extras and set(extras[1].split(",")) <= set(known)
+    assert "/src[$EXTRAS]" in str(steps)
+    check_extras(dict(steps)["ARG"])
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     for line in ignored:
         if line.startswith("!"):
@@ -111,3 +130,49 @@ def test_the_systemd_unit_starts_what_there_is(tmp_path):
     unit.write_text(text.replace("/opt/coda/bin/coda", "/bin/true").replace("User=coda-server", "User=root"))
     done = subprocess.run([program, "verify", str(unit)], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and not [line for line in done.stderr.splitlines() if unit.name in line], done.stderr
+
+
+def test_the_nightly_cron_job_fits_the_server_beside_it():
+    text = (DEPLOY / "kubernetes" / "nightly.yaml").read_text()
+    (claim, cron) = yaml.safe_load_all(text)
+    (server,) = [
+        d for d in yaml.safe_load_all((DEPLOY / "kubernetes" / "server.yaml").read_text()) if d["kind"] == "StatefulSet"
+    ]
+    assert (claim["kind"], cron["kind"], cron["apiVersion"]) == ("PersistentVolumeClaim", "CronJob", "batch/v1")
+    assert cron["spec"]["concurrencyPolicy"] == "Forbid" and len(cron["spec"]["schedule"].split()) == 5
+    job = cron["spec"]["jobTemplate"]["spec"]
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+    check_nightly(container["args"])
+    variables = {variable["name"] for variable in container["env"]}
+    assert set(re.findall(r"\$\((\w+)\)", str(container["args"]))) <= variables
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    claims = {v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "persistentVolumeClaim" in v}
+    (template,) = server["spec"]["volumeClaimTemplates"]
+    assert claims == {claim["metadata"]["name"], f"{template['metadata']['name']}-{server['metadata']['name']}-0"}
+    (near,) = pod["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert near["labelSelector"]["matchLabels"] == server["spec"]["template"]["metadata"]["labels"]
+    assert pod["securityContext"] == server["spec"]["template"]["spec"]["securityContext"], "they share files"
+    # Kubernetes takes a podFailurePolicy only where pods are not restarted in place
+    (ends,) = [rule for rule in job["podFailurePolicy"]["rules"] if rule["action"] == "FailJob"]
+    assert pod["restartPolicy"] == "Never" and Declined.exit_status in ends["onExitCodes"]["values"]
+    assert ends["onExitCodes"]["containerName"] == container["name"]
+    check_extras(re.search(r"--build-arg (\S+)", text)[1])
+
+
+def test_the_nightly_units_start_what_there_is(tmp_path):
+    service, timer = ((DEPLOY / f"coda-nightly.{kind}").read_text() for kind in ("service", "timer"))
+    (started,) = re.findall(r"^ExecStart=(.*)$", service, re.MULTILINE)
+    check_nightly(shlex.split(started)[1:])
+    stops = re.findall(r"^RestartPreventExitStatus=(.*)$", service, re.MULTILINE)[0].split()
+    assert str(Declined.exit_status) in stops and str(InputError.exit_status) in stops
+    assert "[Install]" not in service and "WantedBy=timers.target" in timer
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("systemd-analyze is not installed: only the command line was checked")
+    unit = service.replace("/opt/coda/bin/coda", "/bin/true").replace("User=coda-server", "User=root")
+    for name, text in (("coda-nightly.service", unit), ("coda-nightly.timer", timer)):
+        (tmp_path / name).write_text(text)
+    paths = [str(tmp_path / f"coda-nightly.{kind}") for kind in ("service", "timer")]
+    done = subprocess.run([program, "verify", *paths], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "coda-nightly" not in done.stderr, done.stderr

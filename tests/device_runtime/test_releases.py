@@ -9,8 +9,9 @@ from dataclasses import replace
 import msgspec
 import pytest
 
+from cloud.catalog.evaluations import Evaluation
 from cloud.home import ServerHome, publish
-from cloud.rollout import Rung
+from cloud.rollout import Rule, Rung
 from device_runtime.agent import Agent
 from device_runtime.errors import InputError, TrustError
 from device_runtime.identity import Signer
@@ -49,10 +50,15 @@ def soon(services):
 
 def test_a_device_follows_a_release_and_its_roll_back(phone):
     assert phone.round().report.bundle == 2
+    before = phone.round().report
+    assert before.auc_previous == before.verdict.auc_before, "the same bundle: that is what served"
     soon(phone.services)
     phone.services.releases.create("next", 3, ladder=EVERYBODY, **ME)
     moved = phone.round()
     assert moved.report.bundle == 3
+    # bundle 3 is the same model, without the personal weights that served: its own are what is compared with them
+    assert moved.report.auc_previous == pytest.approx(phone.services.catalog.served_auc(phone.home.device, 2))
+    assert "compare" in [phase.phase for phase in moved.report.phases]
     assert moved.traffic["manifest"][1] > 0 and not set(moved.traffic) & {"graphs", "weights", "item rows"}
     phone.services.releases.act("next", "stop", **ME)
     back = phone.round()
@@ -75,7 +81,7 @@ def test_an_answer_that_brings_news_makes_a_round_due(phone):
     phone.services.catalog.report = report
     assert phone.round().report.bundle == 2, "it was created while the round was going on"
     assert phone.home.store.setting("stale") == "bundle"
-    assert Agent(phone.home.path, command=["true"]).look().due == "the server has something newer"
+    assert Agent(phone.home.path, command=["true"]).look().due == "the server has a newer bundle"
     assert phone.round().report.bundle == 3
     assert phone.home.store.setting("stale") == ""
 
@@ -141,3 +147,29 @@ def test_a_round_that_was_reported_late_says_how_old_it_is(phone, monkeypatch):
     phone.round()
     ages = {report.round: report.age_s for _, report in phone.services.catalog.reports()}
     assert ages["waiting"] == pytest.approx(1e6, abs=1000) and min(ages.values()) < 600
+
+
+def test_a_round_tries_configurations_and_tells_only_how_they_fared(phone):
+    tries = {"usual": {}, "untuned": {"epochs": 0}, "wild": {"rate": 1e30}}
+    phone.services.federated.create("rates", tries, Rule(name="e", release="-"), most=5, days=1)
+    ranking_before = phone.round(evaluate=False)
+    assert phone.services.catalog.evaluations.answers("rates") == [], "it declined"
+    result = phone.round()
+    [metrics] = phone.services.catalog.evaluations.answers("rates")
+    verdict = result.report.verdict
+    assert metrics.samples == verdict.samples
+    assert metrics.outcomes["usual"].log_loss == pytest.approx(verdict.loss_after, abs=1e-4), (
+        "as the round itself tuned"
+    )
+    assert metrics.outcomes["untuned"].auc is not None and metrics.outcomes["untuned"] != metrics.outcomes["usual"]
+    assert metrics.outcomes["wild"].diverged or metrics.outcomes["wild"].log_loss > metrics.outcomes["usual"].log_loss
+    assert "evaluate" in [phase.phase for phase in result.report.phases]
+    assert result.traffic["evaluation"][0] < 1500
+    assert "evaluation" not in phone.round().traffic and ranking_before.report.outcome
+
+
+def test_an_evaluation_that_asks_for_too_much_is_left_alone(phone):
+    rule = Rule(name="e", release="-")
+    phone.services.catalog.evaluations.add(Evaluation("greedy", rule, {"a": {"candidates": 1e6}}, 5, 0.0, 1e12))
+    assert phone.round().report.outcome in ("activated", "kept")
+    assert phone.services.catalog.evaluations.answers("greedy") == []

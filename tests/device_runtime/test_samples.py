@@ -34,6 +34,13 @@ def test_taking_and_joining_rows_gives_the_same_samples(batch, data):
     assert_same(SampleBatch.concatenate(parts), batch)
 
 
+@pytest.mark.parametrize("some", [slice(0, 1), slice(None)])
+@given(batch=sample_batches())
+def test_distinct_values_are_those_of_the_rows(batch, some):
+    history = batch.take(some).columns["history"]
+    assert history.distinct().tolist() == sorted({v for i in range(len(history)) for v in history.row(i).tolist()})
+
+
 @given(sample_batches())
 def test_ids_are_those_that_the_samples_mention(batch):
     seen = set(batch.columns["item"].tolist()) | set(batch.columns["history"].dense(7).reshape(-1).tolist())

@@ -116,11 +116,14 @@ def test_pooled_candidates_come_from_what_others_had_said_by_the_match(device: D
 def test_a_prediction_is_made_once_for_the_whole_pool_and_cut_with_it(device: Device) -> None:
     [segment] = device.pool.segments
     found = device.cloud.residuals(segment)
-    assert 0 < len(found.residuals) == len(segment) < len(device.cloud.pool)
+    assert 0 < len(found.predicted) == len(segment) < len(device.cloud.pool)
     some = np.arange(0, len(segment), 97)
     fresh = device.cloud.encoder.predict(segment.samples.take(some))
-    np.testing.assert_allclose(found.residuals[some], segment.samples.labels[some] - fresh, atol=1e-6)
-    assert found.met.sum() == len(segment) and abs(found.sums.sum() - found.residuals.sum(dtype=float)) < 0.01
+    np.testing.assert_allclose(found.residuals(some), segment.samples.labels[some] - fresh, atol=1e-6)
+    assert (
+        found.met.sum() == len(segment)
+        and abs(found.sums.sum() - found.residuals(np.arange(len(segment))).sum(dtype=float)) < 0.01
+    )
 
 
 def test_mpda_trains_as_published_and_not_as_coda_does(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:

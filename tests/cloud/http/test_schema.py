@@ -11,12 +11,15 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cloud.http import ServerLimits, create_app
+from cloud.http import ServerLimits, announce, create_app
 from device_runtime.identity import Signer, device_id
 from device_runtime.wire import encode_contribution
 from tests.cloud.http.conftest import query, some_samples
 
 FRAME = "application/vnd.coda.frame"
+
+
+PUBLIC = ("/healthz", "/v1/blobs/{sha256}", announce.CHECK, announce.DOCUMENT)
 
 
 @pytest.fixture
@@ -82,7 +85,7 @@ def test_no_call_fails_whatever_it_is_given(app, services, enrolled, signed):
         return {"Authorization": enrolled.authorization(device, method, path, body, services.clock())} if signed else {}
 
     calls = [found.ok() for found in schemathesis.openapi.from_asgi("/openapi.json", app).get_all_operations()]
-    assert len(calls) == 11
+    assert len(calls) == 13
     statuses: set[int] = set()
     with TestClient(app, raise_server_exceptions=False) as client:
         for call in calls:
@@ -95,4 +98,4 @@ def test_the_page_declares_how_calls_are_signed(app):
     assert document["components"]["securitySchemes"]["device"]["name"] == "Authorization"
     for path, methods in document["paths"].items():
         for call in methods.values():
-            assert ("security" in call) == (path not in ("/healthz", "/v1/blobs/{sha256}")), path
+            assert ("security" in call) == (path not in PUBLIC), path

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from cloud.matching import ExactStore, FaissStore, ResidualCache, pooled
-from cloud.matching.pooled import Unexplained, kernel, predictions
+from cloud.matching import ExactStore, FaissStore, Knowledge, by_profiles, by_search, pooled
+from cloud.matching.pooled import kernel
 from cloud.pool import Pool
 from device_runtime.bundle import RoundSettings
 from device_runtime.candidates import LARGEST_OFFSET, offsets
@@ -13,7 +13,13 @@ from device_runtime.wire import LABEL_STEPS, MatchAnswer, MatchQuery, decode_ans
 SCHEMA = Schema((Feature("item", "id", "item"), Feature("history", "ids", "item", 4)))
 WIDTH = 4
 TASTES = np.eye(WIDTH, dtype=np.float32)[:2]
-STORES = [ExactStore, FaissStore]
+PERSON = 2
+"""Columns of an embedding that describe the person."""
+NEAR = {
+    "profiles": lambda pool, known: by_profiles(known),
+    "exact": lambda pool, known: by_search(ExactStore(pool)),
+    "faiss": lambda pool, known: by_search(FaissStore(pool)),
+}
 ITEMS = 30
 NONE = np.zeros(0, np.int32)
 
@@ -39,23 +45,24 @@ def pool(tmp_path, rng):
     return made
 
 
-def ask(pool, store=ExactStore, taste=0, limit=100, exclude=0, predict=half, **settings):
+def ask(pool, near="profiles", taste=0, limit=100, exclude=0, predict=half, **settings):
     profile = TASTES[taste : taste + 1] if taste is not None else TASTES[:0]
     query = MatchQuery("encoder", profile, limit, NONE)
     given = RoundSettings(
         **{"core": 50, "neighbours": 600, "near_shrinkage": settings.get("shrinkage", 10.0)} | settings
     )
-    return pooled(pool, store(pool), query, exclude, given, ResidualCache(predict))
+    known = Knowledge(predict, predict.__name__, PERSON)
+    return pooled(pool, NEAR[near](pool, known), query, exclude, given, known.residuals)
 
 
 STEP = 2 * LARGEST_OFFSET / LABEL_STEPS
 """Between two offsets on the wire."""
 
 
-@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("near", NEAR)
 @pytest.mark.parametrize("taste", [0, 1])
-def test_residuals_are_those_of_contributors_near_the_profile(pool, store, taste):
-    found, reason = ask(pool, store, taste)
+def test_residuals_are_those_of_contributors_near_the_profile(pool, near, taste):
+    found, reason = ask(pool, near, taste)
     assert found.columns["item"].tolist() == list(range(1, ITEMS + 1)) and f"{ITEMS} items" in reason
     assert not found.columns["history"].lengths.any(), "a mean over contributors has no history"
     liked = found.columns["item"] % 2 == (1 if taste == 0 else 0)
@@ -78,20 +85,20 @@ def test_shrinkage_silences_what_was_hardly_seen(pool):
     assert size[0] > size[1] > size[2] and size[2] <= STEP
 
 
-@pytest.mark.parametrize("store", STORES)
-def test_the_askers_own_samples_do_not_count(tmp_path, store):
+@pytest.mark.parametrize("near", NEAR)
+def test_the_askers_own_samples_do_not_count(tmp_path, near):
     made = Pool(tmp_path, SCHEMA, WIDTH)
     fill(made, np.array([1, 2, 2]), np.array([1, 1, 0]), np.array([7, 7, 8]), [0, 0, 0])
     fill(made, np.array([3, 3]), np.array([1, 1]), np.array([7, 9]), [0, 0])
-    found, _ = ask(made, store, exclude=7, shrinkage=1.0)
+    found, _ = ask(made, near, exclude=7, shrinkage=1.0)
     assert found.columns["item"].tolist() == [2, 3]
     assert offsets(found.labels)[0] < 0 < offsets(found.labels)[1], "own likes of item 2 would have made it 0"
     # one sample of each: a residual of a half over 1/4 for it and 1/4 for shrinkage is 1, and half of the rest is near
     np.testing.assert_allclose(np.abs(offsets(found.labels)), np.full(2, 1.5), atol=STEP)
 
 
-@pytest.mark.parametrize("store", STORES)
-def test_what_a_contributor_erased_does_not_count_and_nothing_is_predicted_again(tmp_path, store):
+@pytest.mark.parametrize("near", NEAR)
+def test_what_a_contributor_erased_does_not_count_and_nothing_is_predicted_again(tmp_path, near):
     made, asked = Pool(tmp_path, SCHEMA, WIDTH), []
 
     def counting(samples):
@@ -99,12 +106,12 @@ def test_what_a_contributor_erased_does_not_count_and_nothing_is_predicted_again
         return half(samples)
 
     fill(made, np.array([2, 2, 3]), np.array([1, 0, 1]), np.array([7, 8, 8]), [0, 0, 0])
-    cache, query = ResidualCache(counting), MatchQuery("encoder", TASTES[:1], 100, NONE)
+    known, query = Knowledge(counting, "model", PERSON), MatchQuery("encoder", TASTES[:1], 100, NONE)
     settings = RoundSettings(shrinkage=1.0, near_shrinkage=1.0)
-    before, _ = pooled(made, store(made), query, 0, settings, cache)
+    before, _ = pooled(made, NEAR[near](made, known), query, 0, settings, known.residuals)
     assert before.columns["item"].tolist() == [2, 3] and abs(offsets(before.labels)[0]) < 1.001 * STEP
     made.erase(8, now=1)
-    after, _ = pooled(made, store(made), query, 0, settings, cache)
+    after, _ = pooled(made, NEAR[near](made, known), query, 0, settings, known.residuals)
     assert after.columns["item"].tolist() == [2] and offsets(after.labels)[0] == pytest.approx(1.5, abs=STEP)
     assert asked == [3]
 
@@ -132,37 +139,6 @@ def test_weights_fall_from_the_core_on():
         kernel(np.array([0.9, 0.8, 0.7, 0.3], np.float32), given), [1, 1, np.exp(-1), np.exp(-5)], rtol=1e-5
     )
     assert len(kernel(np.zeros(0, np.float32), given)) == 0
-
-
-def test_a_segment_is_predicted_once_and_new_ones_are_seen(pool):
-    asked = []
-
-    def counting(samples):
-        asked.append(len(samples))
-        return half(samples)
-
-    cache = ResidualCache(counting)
-    query = MatchQuery("encoder", TASTES[:1], 100, NONE)
-    for _ in range(2):
-        pooled(pool, ExactStore(pool), query, 0, RoundSettings(), cache)
-    assert asked == [400, 400, 400]
-    fill(pool, np.full(6, ITEMS + 1), np.ones(6), np.full(6, 2), np.zeros(6, int))
-    found, _ = pooled(pool, ExactStore(pool), query, 0, RoundSettings(), cache)
-    assert asked[3:] == [6] and ITEMS + 1 in found.columns["item"]
-    [segment] = pool.segments[3:]
-    again = Unexplained.of(segment, half(segment.samples))
-    assert again.met[ITEMS + 1] == 6 and again.sums[ITEMS + 1] == 3.0
-
-
-def test_predicting_in_parts_changes_nothing(pool):
-    samples, sizes = pool.segments[0].samples, []
-
-    def told(part):
-        sizes.append(len(part))
-        return part.columns["item"].astype(np.float32)
-
-    np.testing.assert_array_equal(predictions(samples, told, 150), samples.columns["item"])
-    assert sizes == [150, 150, 100] and len(predictions(samples.take(slice(0, 0)), told)) == 0
 
 
 def test_models_with_other_inputs_are_told_what_to_do(tmp_path):

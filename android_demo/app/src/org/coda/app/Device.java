@@ -1,0 +1,97 @@
+package org.coda.app;
+
+import android.app.ActivityManager;
+import android.content.Context;
+import android.net.TrafficStats;
+import android.os.Build;
+import android.os.Process;
+
+import org.coda.core.ByteCounter;
+import org.coda.core.DeviceHome;
+import org.coda.core.Files;
+import org.coda.core.Report;
+import org.coda.core.Round;
+import org.coda.core.Store;
+import org.coda.core.Story;
+import org.coda.core.Transport;
+import org.coda.core.ZstdWriter;
+
+import java.io.File;
+import java.util.Collections;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+
+/** This phone as a device: its folder, what it says of itself, and its rounds. */
+final class Device {
+    static final String VERSION = "0.1.0";
+    private static final File CPUINFO = new File("/proc/cpuinfo");
+    /** Bytes, both ways, of one round at most: a first pull of a large catalogue included. */
+    private static final long MOST_BYTES = 256L << 20;
+
+    private final Context context;
+    private final File folder;
+
+    Device(Context context) {
+        this.context = context;
+        this.folder = new File(context.getFilesDir(), "device");
+    }
+
+    File folder() {
+        return folder;
+    }
+
+    /** To be closed. Raises: StoreError: the database cannot be used, in words for the user. */
+    DeviceHome open() {
+        folder.mkdirs();
+        return new DeviceHome(folder, new Store(new SqliteDatabase(new File(folder, "coda.db"))), "android");
+    }
+
+    /** Events, weights, key: all of it. */
+    boolean erase() {
+        return Files.delete(folder);
+    }
+
+    String enrol(String server, String trust) {
+        try (DeviceHome home = open()) {
+            return home.enrol(server, trust, capability(), new ByteCounter(MOST_BYTES));
+        }
+    }
+
+    Map<String, Object> capability() {
+        ActivityManager.MemoryInfo memory = new ActivityManager.MemoryInfo();
+        ((ActivityManager) context.getSystemService(Context.ACTIVITY_SERVICE)).getMemoryInfo(memory);
+        Map<String, Object> found = new LinkedHashMap<>();
+        found.put("runtime", VERSION);
+        found.put("machine", Build.SUPPORTED_ABIS[0]);
+        found.put("system", "Android " + Build.VERSION.RELEASE);
+        found.put("cores", Runtime.getRuntime().availableProcessors());
+        found.put("memory_mib", memory.totalMem >> 20);
+        found.put("engines", Collections.singletonMap("executorch", ExecuTorchEngine.VERSION));
+        return found;
+    }
+
+    /** Run a round, or go on with the one that was cut off. What it returns is a row of a benchmark's record. */
+    Map<String, Object> round(long seed, Round.Watcher watcher) {
+        try (DeviceHome home = open()) {
+            ByteCounter counter = new ByteCounter(MOST_BYTES);
+            int me = Process.myUid();
+            long up = TrafficStats.getUidTxBytes(me);
+            long down = TrafficStats.getUidRxBytes(me);
+            try (Transport transport = home.transport(counter)) {
+                Report report = new Round(home, transport, new ExecuTorchEngine(CPUINFO), new AndroidMeter(context),
+                        watcher, new ZstdWriter(), seed, true).run();
+                Map<String, Object> platform = new LinkedHashMap<>();
+                platform.put("pss_mib", AndroidMeter.pssMib());
+                platform.put("uid_bytes_up", TrafficStats.getUidTxBytes(me) - up);
+                platform.put("uid_bytes_down", TrafficStats.getUidRxBytes(me) - down);
+                List<Store.RoundRow> rounds = home.store.rounds();
+                return Story.row(report, rounds.get(rounds.size() - 1).progress.traffic, platform);
+            }
+        }
+    }
+
+    ExecuTorchEngine engine() {
+        return new ExecuTorchEngine(CPUINFO);
+    }
+}

@@ -1,0 +1,46 @@
+package org.coda.core;
+
+import org.coda.core.CodaError.StoreError;
+import org.coda.core.Manifest.FileRef;
+
+import java.io.File;
+
+/** Blobs in a folder, by sha256. Written under a temporary name and renamed, so a blob that exists is whole. */
+final class Blobs {
+    final File folder;
+
+    Blobs(File folder) {
+        this.folder = folder;
+    }
+
+    File path(FileRef ref) {
+        return new File(folder, ref.sha256);
+    }
+
+    /** What has arrived of a blob so far. */
+    File part(FileRef ref) {
+        return new File(folder, ".part-" + ref.sha256);
+    }
+
+    boolean has(FileRef ref) {
+        return path(ref).isFile() && path(ref).length() == ref.size;
+    }
+
+    /** The file itself, verified. Raises: TrustError, StoreError. */
+    byte[] read(FileRef ref) {
+        if (!path(ref).isFile()) {
+            throw new StoreError("blob " + ref.sha256.substring(0, 12) + "… is gone from " + folder
+                    + "; run a round to pull it again");
+        }
+        return ref.unpack(Files.read(path(ref)));
+    }
+
+    /** Engines load from files; the decompressed graph lies beside its blob. */
+    File unpacked(FileRef ref) {
+        File path = new File(new File(folder, "unpacked"), ref.sha256);
+        if (path.length() != ref.rawSize) {
+            Files.writeAtomically(path, read(ref), false);
+        }
+        return path;
+    }
+}

@@ -1,0 +1,148 @@
+package org.coda.core;
+
+import java.util.Arrays;
+import java.util.Comparator;
+import java.util.LinkedHashMap;
+import java.util.Map;
+
+/**
+ * The personal sample classifier: which candidates lie inside the boundary of the user's own samples. The twin of
+ * {@code device_runtime/filtering.py}, which says how it works.
+ */
+final class Filtering {
+    private static final int FOLDS = 2;
+
+    /** Positions among the candidates, best first. */
+    final int[] kept;
+    /** Of every candidate: the probability of being the user's own. */
+    final float[] scores;
+    final float[] weights;
+    final float[] labels;
+
+    private Filtering(int[] kept, float[] scores, float[] weights, float[] labels) {
+        this.kept = kept;
+        this.scores = scores;
+        this.weights = weights;
+        this.labels = labels;
+    }
+
+    /** float32 [n, width - filterFrom + 1]: what of an embedding describes the impression, and the label. */
+    static Tensor inputs(Tensor embeddings, float[] labels, int filterFrom) {
+        int width = embeddings.width();
+        int wide = width - filterFrom + 1;
+        float[] found = new float[labels.length * wide];
+        for (int i = 0; i < labels.length; i++) {
+            System.arraycopy(embeddings.floats, i * width + filterFrom, found, i * wide, wide - 1);
+            found[i * wide + wide - 1] = labels[i] - 0.5f;
+        }
+        return Tensor.of(found, labels.length, wide);
+    }
+
+    static Filtering of(Model model, Tensor local, Tensor candidates, Pcg64 random) {
+        RoundSettings settings = model.manifest.settings;
+        int count = candidates.rows();
+        int wide = candidates.width();
+        float[] liked = new float[count];
+        for (int i = 0; i < count; i++) {
+            liked[i] = Math.max(0, Math.min(1, candidates.floats[i * wide + wide - 1] + 0.5f));
+        }
+        if (count < FOLDS || settings.classifierEpochs == 0) {
+            int[] kept = Ints.range(0, Math.min(count, settings.keep));
+            return new Filtering(kept, Floats.filled(count, 0.5f), Floats.filled(kept.length, 1),
+                    Floats.take(liked, kept));
+        }
+        Tensor halves = Tensor.join(labelled(candidates, 1), labelled(candidates, 0));
+        float[] mass = new float[2 * count];
+        for (int i = 0; i < count; i++) {
+            mass[i] = liked[i];
+            mass[count + i] = 1 - liked[i];
+        }
+        int[] drawn = random.permutation(count);
+        float[] logit = new float[2 * count];
+        for (int fold = 0; fold < FOLDS; fold++) {
+            int[] against = new int[2 * count];
+            int[] judged = new int[2 * count];
+            int opposite = 0;
+            int own = 0;
+            for (int i = 0; i < 2 * count; i++) {
+                if (drawn[i % count] % FOLDS == fold) {
+                    judged[own++] = i;
+                } else if (mass[i] > 0) {
+                    against[opposite++] = i;
+                }
+            }
+            int[] outside = Arrays.copyOf(against, opposite);
+            int[] mine = Arrays.copyOf(judged, own);
+            Map<String, Tensor> weights =
+                    fit(model, local, halves.take(outside), Floats.take(mass, outside), settings, random);
+            Map<String, Tensor> x = new LinkedHashMap<>();
+            x.put("x", halves.take(mine));
+            float[] found = Trainer.scores(model.graph("classifier_score"), weights, x).floats;
+            for (int i = 0; i < own; i++) {
+                logit[mine[i]] = found[i];
+            }
+        }
+        return judged(settings, liked, logit);
+    }
+
+    private static Filtering judged(RoundSettings settings, float[] liked, float[] logit) {
+        int count = liked.length;
+        float bound = (float) Math.log(settings.ratioBound);
+        final float[] probability = new float[count];
+        float[] label = new float[count];
+        Integer[] order = new Integer[count];
+        for (int i = 0; i < count; i++) {
+            float one = (float) Math.exp(Math.max(-bound, Math.min(bound, logit[i])));
+            float zero = (float) Math.exp(Math.max(-bound, Math.min(bound, logit[count + i])));
+            float ofLiked = liked[i] * one;
+            float density = ofLiked + (1 - liked[i]) * zero;
+            probability[i] = density / (1 + density);
+            label[i] = ofLiked / density;
+            order[i] = i;
+        }
+        Arrays.sort(order, new Comparator<Integer>() { // stable
+            @Override
+            public int compare(Integer a, Integer b) {
+                return Float.compare(probability[b], probability[a]);
+            }
+        });
+        int[] kept = new int[count];
+        int left = 0;
+        for (int i = 0; i < count && left < settings.keep; i++) {
+            if (probability[order[i]] >= settings.threshold) {
+                kept[left++] = order[i];
+            }
+        }
+        kept = Arrays.copyOf(kept, left);
+        return new Filtering(kept, probability,
+                settings.densityWeights ? Floats.take(probability, kept) : Floats.filled(left, 1),
+                Floats.take(label, kept));
+    }
+
+    private static Tensor labelled(Tensor x, int label) {
+        Tensor found = x.copy();
+        for (int i = found.width() - 1; i < found.size(); i += found.width()) {
+            found.floats[i] = label - 0.5f;
+        }
+        return found;
+    }
+
+    /** Both classes weigh the same in total, so that 0.5 is the boundary whatever their sizes. */
+    private static Map<String, Tensor> fit(Model model, Tensor local, Tensor outside, float[] mass,
+            RoundSettings settings, Pcg64 random) {
+        int own = local.rows();
+        int all = own + outside.rows();
+        float[] label = new float[all];
+        float[] weight = new float[all];
+        float total = Floats.sum(mass);
+        for (int i = 0; i < all; i++) {
+            label[i] = i < own ? 1 : 0;
+            weight[i] = i < own ? (float) (0.5 / own * all) : (float) ((double) (0.5f * mass[i - own] / total) * all);
+        }
+        Engine.Graph step = model.graph("classifier_step");
+        Map<String, Tensor> x = new LinkedHashMap<>();
+        x.put("x", Tensor.join(local, outside));
+        return Trainer.train(step, model.classifier, x, label, weight, settings.classifierRate,
+                settings.classifierRate, settings.classifierEpochs, random);
+    }
+}

@@ -1,0 +1,164 @@
+package org.coda.core;
+
+import org.coda.core.CodaError.EngineError;
+
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.HashMap;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+
+/** What a graph takes and gives, in its own order; see {@code device_runtime/engines/spec.py}. */
+public final class GraphSpec {
+    public final List<TensorSpec> inputs;
+    public final List<TensorSpec> outputs;
+    /** Output -> the input that it feeds on the next call. */
+    public final Map<String, String> carry;
+    private final Map<String, int[]> bounds;
+
+    /** One tensor. A dimension that may vary has a name, and -1 in {@link #sizes}. */
+    public static final class TensorSpec {
+        public final String name;
+        public final String dtype;
+        public final int[] sizes;
+        public final String[] names;
+        public final String role;
+        public final String table;
+
+        TensorSpec(Fields fields) {
+            name = fields.string("name");
+            dtype = fields.string("dtype");
+            List<?> shape = fields.list("shape");
+            sizes = new int[shape.size()];
+            names = new String[sizes.length];
+            for (int i = 0; i < sizes.length; i++) {
+                Object d = shape.get(i);
+                sizes[i] = d instanceof Long ? ((Long) d).intValue() : -1;
+                names[i] = d instanceof String ? (String) d : null;
+            }
+            role = fields.string("role");
+            table = fields.string("table", "");
+            fields.nothingElse();
+        }
+    }
+
+    GraphSpec(Fields fields) {
+        inputs = tensors(fields.objects("inputs"));
+        outputs = tensors(fields.objects("outputs"));
+        carry = new LinkedHashMap<>();
+        if (fields.has("carry")) {
+            for (Map.Entry<String, Object> pair : fields.map("carry").entrySet()) {
+                carry.put(pair.getKey(), String.valueOf(pair.getValue()));
+            }
+        }
+        bounds = new HashMap<>();
+        if (fields.has("bounds")) {
+            for (Map.Entry<String, Object> each : fields.map("bounds").entrySet()) {
+                List<?> pair = (List<?>) each.getValue();
+                bounds.put(each.getKey(), new int[] {((Long) pair.get(0)).intValue(), ((Long) pair.get(1)).intValue()});
+            }
+        }
+        fields.nothingElse();
+    }
+
+    private static List<TensorSpec> tensors(List<Fields> given) {
+        List<TensorSpec> found = new ArrayList<>();
+        for (Fields each : given) {
+            found.add(new TensorSpec(each));
+        }
+        return found;
+    }
+
+    /** The inputs that play one of these roles. */
+    public List<TensorSpec> of(String... roles) {
+        List<TensorSpec> found = new ArrayList<>();
+        for (TensorSpec tensor : inputs) {
+            if (Arrays.asList(roles).contains(tensor.role)) {
+                found.add(tensor);
+            }
+        }
+        return found;
+    }
+
+    /** How many samples a call takes. */
+    public int batch() {
+        for (TensorSpec tensor : of("feature")) {
+            if (tensor.sizes[0] > 0) {
+                return tensor.sizes[0];
+            }
+        }
+        throw new EngineError("this graph takes no batch of samples");
+    }
+
+    /**
+     * Refuse tensors that do not fit: a name, dtype or shape, an index outside its table, which not every engine looks
+     * at, or a number of a batch that is not finite.
+     *
+     * @throws EngineError names the tensor.
+     */
+    public void check(Map<String, Tensor> given) {
+        Map<String, Integer> sizes = new HashMap<>();
+        Map<String, Integer> rows = new HashMap<>();
+        for (TensorSpec spec : inputs) {
+            Tensor tensor = given.get(spec.name);
+            if (tensor == null) {
+                throw new EngineError("missing tensors: " + spec.name);
+            }
+            if (!tensor.dtype.equals(spec.dtype) || !fits(spec, tensor.shape, sizes)) {
+                throw new EngineError("tensor '" + spec.name + "': expected " + spec.dtype + " " + describe(spec)
+                        + ", given " + tensor.dtype + " " + Arrays.toString(tensor.shape));
+            }
+            if (!spec.table.isEmpty() && !spec.role.equals("feature")) {
+                rows.put(spec.table, tensor.rows());
+            }
+        }
+        for (TensorSpec spec : of("feature", "label", "weight", "hyper")) {
+            Tensor tensor = given.get(spec.name);
+            if (!tensor.isFinite()) {
+                throw new EngineError("tensor '" + spec.name + "': expected finite numbers");
+            }
+            if (tensor.longs != null && rows.containsKey(spec.table)) {
+                for (long id : tensor.longs) {
+                    if (id < 0 || id >= rows.get(spec.table)) {
+                        throw new EngineError("tensor '" + spec.name + "': expected rows of '" + spec.table
+                                + "' from 0 to " + (rows.get(spec.table) - 1) + ", given " + id);
+                    }
+                }
+            }
+        }
+        if (given.size() != inputs.size()) {
+            throw new EngineError("there are tensors that the graph does not take");
+        }
+    }
+
+    private boolean fits(TensorSpec spec, int[] shape, Map<String, Integer> sizes) {
+        if (shape.length != spec.sizes.length) {
+            return false;
+        }
+        for (int i = 0; i < shape.length; i++) {
+            if (spec.names[i] == null) {
+                if (spec.sizes[i] != shape[i]) {
+                    return false;
+                }
+                continue;
+            }
+            int[] bound = bounds.get(spec.names[i]);
+            Integer known = sizes.get(spec.names[i]);
+            if (bound == null || shape[i] < bound[0] || shape[i] > bound[1] || known != null && known != shape[i]) {
+                return false;
+            }
+            sizes.put(spec.names[i], shape[i]);
+        }
+        return true;
+    }
+
+    private String describe(TensorSpec spec) {
+        StringBuilder out = new StringBuilder("[");
+        for (int i = 0; i < spec.sizes.length; i++) {
+            out.append(i > 0 ? ", " : "").append(spec.names[i] == null ? String.valueOf(spec.sizes[i])
+                    : spec.names[i] + " " + Arrays.toString(bounds.get(spec.names[i])));
+        }
+        return out.append(']').toString();
+    }
+}

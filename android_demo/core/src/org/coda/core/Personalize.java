@@ -1,0 +1,238 @@
+package org.coda.core;
+
+import org.coda.core.Model.Weights;
+import org.coda.core.Report.Verdict;
+import org.coda.core.Tables.LocalTable;
+import org.coda.core.Wire.Rows;
+
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Locale;
+import java.util.Map;
+
+/** Fine-tune the recommender on local and kept samples, and judge whether the result may serve. */
+final class Personalize {
+    private static final double ROUNDING = 1e-6;
+
+    private Personalize() {}
+
+    /** How many of n time-ordered samples, the newest, only the judge sees. */
+    static int judged(int n, double holdout) {
+        return Math.min(Math.max((int) Math.rint(n * holdout), 1), Math.max(n - 1, 0));
+    }
+
+    /** Labels whose mean is the prior: ones give way, or zeros do. */
+    static float[] corrected(float[] labels, double prior) {
+        double mean = labels.length > 0 ? Floats.mean(labels) : prior;
+        if (mean <= 0 || mean >= 1) {
+            return labels; // one class only: there is nothing to rank, and all would become the prior
+        }
+        float[] found = new float[labels.length];
+        for (int i = 0; i < found.length; i++) {
+            found[i] = mean > prior ? labels[i] * (float) (prior / mean)
+                    : labels[i] + (1 - labels[i]) * (float) ((prior - mean) / (1 - mean));
+        }
+        return found;
+    }
+
+    /**
+     * New weights after the settings' passes over local samples, and what kept ones say: by secant steps of their rows
+     * where the settings have {@code row_steps}, else by joining the passes.
+     *
+     * @param table the rows of both.
+     * @param kept null where nothing was kept; likewise keptWeights.
+     */
+    static Weights tune(Model model, Weights weights, LocalTable table, SampleBatch local, SampleBatch kept,
+            float[] keptWeights, Pcg64 random) {
+        RoundSettings settings = model.manifest.settings;
+        Map<String, Tensor> values = model.values("step", weights, table);
+        boolean augmented = kept != null && kept.size() > 0;
+        Map<String, Tensor> trained = new LinkedHashMap<>(values);
+        if (augmented && settings.rowSteps == 0) {
+            float[] outside = new float[kept.size()];
+            for (int i = 0; i < outside.length; i++) {
+                outside[i] = (float) settings.outsideWeight * keptWeights[i];
+            }
+            trained = passes(model, weights, table, values, local, kept, outside, random);
+        } else if (!augmented || local.size() > 0) {
+            trained = passes(model, weights, table, values, local, null, null, random);
+        }
+        if (augmented && settings.rowSteps > 0) {
+            trained = Reach.reach(model, trained, table, kept, change(model, weights, table, kept, keptWeights),
+                    table.local(Ints.join(local.ids(Model.VOCABULARY), past(kept))), random);
+        }
+        if (settings.interpolation < 1) {
+            interpolate(model.spec("step"), trained, values, (float) settings.interpolation);
+        }
+        return personal(model, trained, values, table);
+    }
+
+    /** By how much the logits of kept samples should change: towards their soft labels, by how much they are trusted. */
+    private static double[] change(Model model, Weights weights, LocalTable table, SampleBatch kept,
+            float[] keptWeights) {
+        float[] logits = model.logits(kept, table, weights);
+        double[] found = new double[logits.length];
+        for (int i = 0; i < found.length; i++) {
+            double p = Math.max(1e-6, Math.min(1 - 1e-6, kept.labels[i]));
+            found[i] = Math.max(0, Math.min(1, 2 * (double) keptWeights[i])) * (Math.log(p / (1 - p)) - logits[i]);
+        }
+        return found;
+    }
+
+    /** The items of these samples' histories. */
+    private static int[] past(SampleBatch samples) {
+        int[] found = {};
+        for (Object column : samples.columns.values()) {
+            found = column instanceof Ragged ? Ints.join(found, ((Ragged) column).compact().values) : found;
+        }
+        return found;
+    }
+
+    /** Values after passes over local samples, and over others where there are any. */
+    private static Map<String, Tensor> passes(Model model, Weights weights, LocalTable table,
+            Map<String, Tensor> values, SampleBatch local, SampleBatch others, float[] othersWeights, Pcg64 random) {
+        RoundSettings settings = model.manifest.settings;
+        SampleBatch samples = local;
+        float[] weight = Floats.filled(local.size(), 1);
+        float[] labels = labels(model, weights, table, local);
+        if (others != null) {
+            samples = SampleBatch.join(local, others);
+            weight = Floats.join(weight, othersWeights);
+            labels = Floats.join(labels, labels(model, weights, table, others));
+        }
+        Map<String, Tensor> columns = Tables.features(samples, table);
+        Map<String, Tensor> start = values;
+        int rows = table.ids.length;
+        if (settings.freezeHistories) {
+            Reach.apart(model, columns, rows);
+            start = Reach.doubled(model, values, values);
+        }
+        Map<String, Tensor> trained = Trainer.train(model.graph("step"), start, columns, labels, weight, settings.rate,
+                settings.tableRate, settings.epochs, random);
+        if (settings.freezeHistories) {
+            long[] own = table.local(local.ids(Model.VOCABULARY));
+            for (String name : Reach.sliced(model)) {
+                Tensor first = trained.get(name).take(Ints.range(0, rows));
+                for (long row : own) { // what histories are made of, now or at the next like
+                    first.put((int) row, values.get(name), (int) row, first.width());
+                }
+                trained.put(name, first);
+            }
+        }
+        return trained;
+    }
+
+    private static void interpolate(GraphSpec spec, Map<String, Tensor> trained, Map<String, Tensor> values,
+            float share) {
+        for (String name : spec.carry.values()) {
+            if (values.containsKey(name)) {
+                Tensor before = values.get(name);
+                Tensor after = trained.get(name).copy();
+                for (int i = 0; i < after.size(); i++) {
+                    after.floats[i] = before.floats[i] + share * (after.floats[i] - before.floats[i]);
+                }
+                trained.put(name, after);
+            }
+        }
+    }
+
+    private static float[] labels(Model model, Weights weights, LocalTable table, SampleBatch samples) {
+        if (!model.manifest.settings.labelCorrection || samples.size() == 0) {
+            return samples.labels;
+        }
+        float[] logits = model.logits(samples, table, weights);
+        double[] probability = new double[logits.length];
+        for (int i = 0; i < logits.length; i++) {
+            probability[i] = Metrics.sigmoid(logits[i]);
+        }
+        return corrected(samples.labels, Floats.mean(probability));
+    }
+
+    /** Only tensors that train, and rows that moved, are kept: the rest stays the bundle's. */
+    private static Weights personal(Model model, Map<String, Tensor> trained, Map<String, Tensor> before,
+            LocalTable table) {
+        Map<String, Tensor> dense = new LinkedHashMap<>();
+        List<String> sliced = new ArrayList<>();
+        GraphSpec spec = model.spec("step");
+        for (GraphSpec.TensorSpec tensor : spec.of("param")) {
+            if (spec.carry.containsValue(tensor.name)) {
+                if (tensor.table.isEmpty()) {
+                    dense.put(tensor.name, trained.get(tensor.name));
+                } else if (tensor.table.equals(Model.VOCABULARY)) {
+                    sliced.add(tensor.name);
+                }
+            }
+        }
+        if (sliced.isEmpty()) {
+            return new Weights(dense, null);
+        }
+        int[] moved = new int[table.ids.length];
+        int count = 0;
+        for (int row = 1; row < table.ids.length; row++) {
+            boolean differs = false;
+            for (String name : sliced) {
+                int width = before.get(name).width();
+                for (int i = row * width; i < (row + 1) * width; i++) {
+                    differs |= trained.get(name).floats[i] != before.get(name).floats[i];
+                }
+            }
+            if (differs) {
+                moved[count++] = row;
+            }
+        }
+        moved = Arrays.copyOf(moved, count);
+        int[] ids = new int[count];
+        Map<String, Tensor> tensors = new LinkedHashMap<>();
+        for (int i = 0; i < count; i++) {
+            ids[i] = table.ids[moved[i]];
+        }
+        for (String name : sliced) {
+            tensors.put(name, trained.get(name).take(moved));
+        }
+        return new Weights(dense, new Rows(ids, tensors));
+    }
+
+    /** Whether new weights may serve, on held-out local samples; {@code personalize.judge} says by which rule. */
+    static Verdict judge(float[] labels, float[] before, float[] after, RoundSettings settings) {
+        boolean finite = Floats.areFinite(after);
+        int n = after.length;
+        float[] level = after.clone();
+        if (finite && n > 0) {
+            float was = Floats.mean(before);
+            float is = Floats.mean(after);
+            for (int i = 0; i < n; i++) {
+                level[i] = after[i] - is + was;
+            }
+        }
+        double[] harm = Metrics.losses(labels, level);
+        double[] without = Metrics.losses(labels, before);
+        for (int i = 0; i < n; i++) {
+            harm[i] -= without[i];
+        }
+        double mean = Floats.mean(harm);
+        double[] squares = new double[n];
+        for (int i = 0; i < n; i++) {
+            squares[i] = (harm[i] - mean) * (harm[i] - mean);
+        }
+        double error = n > 1 ? Math.sqrt(Floats.sum(squares) / (n - 1)) / Math.sqrt(n) : 0;
+        boolean activate = true;
+        String reason;
+        if (!finite) {
+            activate = false;
+            reason = "the new weights give scores that are not finite";
+        } else if (!settings.judge) {
+            reason = "the judge is off";
+        } else if (mean > settings.tolerance * error + ROUNDING) {
+            activate = false;
+            reason = String.format(Locale.ROOT, "held-out log loss rose by %.4f, its standard error being %.4f", mean,
+                    error);
+        } else {
+            reason = String.format(Locale.ROOT,
+                    "held-out log loss changed by %+.4f, no evidence of harm (standard error %.4f)", mean, error);
+        }
+        return new Verdict(activate, reason, labels.length, Metrics.logLoss(labels, before),
+                Metrics.logLoss(labels, after), Metrics.auc(labels, before), Metrics.auc(labels, after));
+    }
+}

@@ -1,0 +1,207 @@
+package org.coda.core;
+
+import org.coda.core.GraphSpec.TensorSpec;
+import org.coda.core.Tables.LocalTable;
+
+import java.util.ArrayList;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+
+/**
+ * Moves the rows of items by secant steps so that the model's logits become those asked for. The twin of
+ * {@code device_runtime/reach.py}, which says why.
+ */
+final class Reach {
+    private static final double STILL = 1e-12;
+    private static final double PUSH = 2;
+    private static final double FAR = 3;
+
+    private final Model model;
+    private final Map<String, Tensor> values;
+    private final Map<String, Tensor> columns;
+    private final List<String> moving = new ArrayList<>();
+
+    private Reach(Model model, Map<String, Tensor> values, LocalTable table, SampleBatch samples) {
+        this.model = model;
+        this.values = values;
+        columns = Tables.features(samples, table);
+        apart(model, columns, table.ids.length);
+        GraphSpec spec = model.spec("step");
+        for (TensorSpec tensor : spec.of("param")) {
+            if (!tensor.table.isEmpty() && spec.carry.containsValue(tensor.name)) {
+                moving.add(tensor.name);
+            }
+        }
+    }
+
+    /** Let histories point to a second copy of every row, which may train and is thrown away; see {@link #doubled}. */
+    static void apart(Model model, Map<String, Tensor> columns, int rows) {
+        for (Schema.Feature feature : model.manifest.schema.features) {
+            if (feature.kind.equals("ids") && feature.vocabulary.equals(Model.VOCABULARY)) {
+                Tensor shifted = columns.get(feature.name).copy();
+                for (int i = 0; i < shifted.longs.length; i++) {
+                    shifted.longs[i] += shifted.longs[i] > 0 ? rows : 0;
+                }
+                columns.put(feature.name, shifted);
+            }
+        }
+    }
+
+    /** The values, with a second copy of every row under the first: that of {@code copied}. */
+    static Map<String, Tensor> doubled(Model model, Map<String, Tensor> values, Map<String, Tensor> copied) {
+        Map<String, Tensor> found = new LinkedHashMap<>(values);
+        for (String name : sliced(model)) {
+            found.put(name, Tensor.join(values.get(name), copied.get(name)));
+        }
+        return found;
+    }
+
+    /** The step's params and attributes that are cut to the rows at hand. */
+    static List<String> sliced(Model model) {
+        List<String> found = new ArrayList<>();
+        for (TensorSpec tensor : model.spec("step").of("param", "attribute")) {
+            if (tensor.table.equals(Model.VOCABULARY)) {
+                found.add(tensor.name);
+            }
+        }
+        return found;
+    }
+
+    /**
+     * The values, with rows such that the logit of each sample has changed as asked.
+     *
+     * @param samples one an item, at most.
+     * @param change of logits, for each sample.
+     * @param still rows of the table that stay.
+     */
+    static Map<String, Tensor> reach(Model model, Map<String, Tensor> values, LocalTable table, SampleBatch samples,
+            double[] change, long[] still, Pcg64 random) {
+        Reach reach = new Reach(model, values, table, samples);
+        Map<String, Tensor> found = new LinkedHashMap<>(values);
+        if (!reach.moving.isEmpty() && samples.size() > 0) {
+            found.putAll(reach.rows(change, still, table.ids.length, random));
+        }
+        return found;
+    }
+
+    private Map<String, Tensor> rows(double[] change, long[] still, int height, Pcg64 random) {
+        RoundSettings settings = model.manifest.settings;
+        long[] at = columns.get(item()).longs;
+        int n = at.length;
+        boolean[] stays = new boolean[height];
+        for (long row : still) {
+            stays[(int) row] = true;
+        }
+        Map<String, Tensor> rows = new LinkedHashMap<>();
+        for (String name : moving) {
+            rows.put(name, values.get(name));
+        }
+        double far = FAR * rootMeanSquare(rows, height);
+        double[] now = logits(rows);
+        double[] goal = new double[n];
+        for (int i = 0; i < n; i++) {
+            goal[i] = now[i] + change[i];
+        }
+        for (int step = 0; step < settings.rowSteps; step++) {
+            float[] labels = new float[n];
+            for (int i = 0; i < n; i++) {
+                labels[i] = (float) Metrics.sigmoid(now[i] + Math.signum(goal[i] - now[i]) * PUSH);
+            }
+            Map<String, Tensor> trained = Trainer.train(model.graph("step"), placed(rows), columns, labels,
+                    Floats.filled(n, 1), STILL, settings.tableRate, 1, random);
+            Map<String, Tensor> direction = new LinkedHashMap<>();
+            Map<String, Tensor> probed = new LinkedHashMap<>();
+            for (String name : moving) {
+                Tensor difference = trained.get(name).take(Ints.range(0, height));
+                Tensor there = rows.get(name).copy();
+                for (int i = 0; i < difference.size(); i++) {
+                    difference.floats[i] -= there.floats[i];
+                    there.floats[i] += difference.floats[i];
+                }
+                direction.put(name, difference);
+                probed.put(name, there);
+            }
+            double[] moved = logits(probed);
+            double[] times = new double[n];
+            for (int i = 0; i < n; i++) {
+                double lacking = goal[i] - now[i];
+                double went = moved[i] - now[i];
+                times[i] = !stays[(int) at[i]] && went * lacking > 0 ? lacking / went : 0;
+                times[i] = Math.min(times[i], far / Math.max(length(direction, (int) at[i]), 1e-12));
+            }
+            double[] then = logits(stepped(rows, direction, at, times));
+            for (int i = 0; i < n; i++) {
+                times[i] = Math.abs(goal[i] - then[i]) > Math.abs(goal[i] - now[i]) ? 0 : times[i];
+                now[i] = times[i] > 0 ? then[i] : now[i];
+            }
+            rows = stepped(rows, direction, at, times);
+        }
+        return rows;
+    }
+
+    private String item() {
+        for (Schema.Feature feature : model.manifest.schema.features) {
+            if (feature.kind.equals("id") && feature.vocabulary.equals(Model.VOCABULARY)) {
+                return feature.name;
+            }
+        }
+        throw new CodaError.InputError("the bundle's model takes no item");
+    }
+
+    private Map<String, Tensor> placed(Map<String, Tensor> rows) {
+        Map<String, Tensor> whole = new LinkedHashMap<>(values);
+        whole.putAll(rows);
+        return doubled(model, whole, values);
+    }
+
+    private double[] logits(Map<String, Tensor> rows) {
+        float[] found = Trainer.scores(model.graph("score"), placed(rows), columns).floats;
+        double[] wide = new double[found.length];
+        for (int i = 0; i < wide.length; i++) {
+            wide[i] = found[i];
+        }
+        return wide;
+    }
+
+    private static Map<String, Tensor> stepped(Map<String, Tensor> rows, Map<String, Tensor> direction, long[] at,
+            double[] times) {
+        Map<String, Tensor> found = new LinkedHashMap<>();
+        for (Map.Entry<String, Tensor> each : rows.entrySet()) {
+            Tensor part = each.getValue().copy();
+            float[] way = direction.get(each.getKey()).floats;
+            int width = part.width();
+            for (int i = 0; i < at.length; i++) {
+                for (int j = (int) at[i] * width; j < ((int) at[i] + 1) * width; j++) {
+                    part.floats[j] += (float) times[i] * way[j];
+                }
+            }
+            found.put(each.getKey(), part);
+        }
+        return found;
+    }
+
+    private static double square(Map<String, Tensor> parts, int row) {
+        double sum = 0;
+        for (Tensor part : parts.values()) {
+            int width = part.width();
+            for (int j = row * width; j < (row + 1) * width; j++) {
+                sum += (double) part.floats[j] * part.floats[j];
+            }
+        }
+        return sum;
+    }
+
+    private static double length(Map<String, Tensor> parts, int row) {
+        return Math.sqrt(square(parts, row));
+    }
+
+    /** Of the lengths of all rows but padding. */
+    private static double rootMeanSquare(Map<String, Tensor> parts, int height) {
+        double sum = 0;
+        for (int row = 1; row < height; row++) {
+            sum += square(parts, row);
+        }
+        return height > 1 ? Math.sqrt(sum / (height - 1)) : 0;
+    }
+}

@@ -1,0 +1,619 @@
+package org.coda.core;
+
+import org.coda.core.CodaError.EngineError;
+import org.coda.core.CodaError.InputError;
+import org.coda.core.CodaError.Refused;
+import org.coda.core.CodaError.StoreError;
+import org.coda.core.CodaError.TransportError;
+import org.coda.core.CodaError.TrustError;
+import org.coda.core.CodaError.Yielded;
+import org.coda.core.Manifest.FileRef;
+import org.coda.core.Model.Weights;
+import org.coda.core.Store.RoundRow;
+import org.coda.core.Store.Serving;
+import org.coda.core.Tables.LocalTable;
+import org.coda.core.Transport.Answer;
+import org.coda.core.Wire.Rows;
+
+import java.io.File;
+import java.io.IOException;
+import java.io.RandomAccessFile;
+import java.nio.channels.FileLock;
+import java.nio.channels.OverlappingFileLockException;
+import java.util.ArrayList;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+
+/**
+ * One personalization: pull, match, filter, tune, judge, activate or keep, report; metered and journalled. The twin of
+ * {@code device_runtime/round.py}: with the same seed, data and engine it ends with the same weights. A round that was
+ * cut off goes on after the last step that was committed. Whatever goes wrong, the weights that served before still do.
+ */
+public final class Round {
+    private static final int BINS = 20;
+    private static final int OUTBOX = 20;
+    private static final byte[] NOTHING = {};
+
+    /** Sees a round go on, and may put it aside. */
+    public interface Watcher {
+        /** A phase has begun. */
+        void phase(String name);
+
+        /** Asked before each run of a graph. Raises {@link Yielded} to have the round put aside. */
+        void pulse();
+    }
+
+    private final DeviceHome home;
+    private final Transport transport;
+    private final Engine engine;
+    private final Meter meter;
+    private final Watcher watcher;
+    private final Compressor compressor;
+    private final long seed;
+    private final boolean match;
+    private final Map<String, long[]> before = new LinkedHashMap<>();
+    private final List<Report.Phase> records = new ArrayList<>();
+
+    private String id;
+    private String state;
+    private Progress progress;
+    private File files;
+    private List<Report.Phase> earlierPhases;
+    private Map<String, long[]> earlierTraffic;
+    private Model model;
+    private Local local;
+    private Wire.Answer answer;
+
+    /**
+     * @param seed of everything random on the device.
+     * @param match false trains on local samples alone.
+     */
+    public Round(DeviceHome home, Transport transport, Engine engine, Meter meter, Watcher watcher,
+            Compressor compressor, long seed, boolean match) {
+        this.home = home;
+        this.transport = transport;
+        this.engine = new AskingEngine(engine, watcher);
+        this.meter = meter;
+        this.watcher = watcher;
+        this.compressor = compressor;
+        this.seed = seed;
+        this.match = match;
+    }
+
+    /**
+     * Run the round and report it.
+     *
+     * @throws Yielded asked to put it aside, or a budget is used up; the next call goes on.
+     * @throws StoreError nothing could be stored; the next call goes on.
+     * @throws CodaError the round failed; it is recorded and reported as failed, and the old weights still serve.
+     */
+    public Report run() {
+        Files.makeFolder(home.path);
+        try (RandomAccessFile file = new RandomAccessFile(new File(home.path, "lock"), "rw");
+                FileLock lock = file.getChannel().tryLock()) {
+            if (lock == null) {
+                throw new StoreError("another process runs a round here; wait for it, or stop it");
+            }
+            return locked();
+        } catch (OverlappingFileLockException error) {
+            throw new StoreError("a round is running already; wait for it, or stop it");
+        } catch (IOException error) {
+            throw new StoreError("cannot lock " + home.path + ": " + error.getMessage());
+        } finally {
+            if (model != null) {
+                model.close();
+            }
+        }
+    }
+
+    private Report locked() {
+        for (Map.Entry<String, long[]> each : transport.counter.byLabel.entrySet()) {
+            before.put(each.getKey(), each.getValue().clone());
+        }
+        open(System.currentTimeMillis() / 1000.0);
+        Serving serving = home.store.bundle();
+        transport.bundle = serving == null ? 0 : serving.ref.version;
+        earlierPhases = new ArrayList<>(progress.phases);
+        earlierTraffic = new LinkedHashMap<>(progress.traffic);
+        files = new File(home.rounds, id);
+        for (File other : Files.list(home.rounds)) {
+            if (!other.equals(files)) {
+                Files.delete(other);
+            }
+        }
+        try {
+            String onward;
+            while (!Progress.isFinal(onward = step())) {
+                if (!onward.equals("activated")) { // which that step has committed with what it activates
+                    noteCost();
+                    home.store.advanceRound(id, onward, progress);
+                }
+                state = onward;
+            }
+        } catch (Yielded | StoreError reason) { // it stays, to be taken up again: when the disk has room, say
+            progress.stumbles += reason instanceof StoreError ? 1 : 0;
+            noteCost();
+            try {
+                home.store.noteProgress(id, progress);
+            } catch (StoreError unwritten) {
+                reason.addSuppressed(unwritten);
+            }
+            throw reason;
+        } catch (CodaError error) {
+            progress.outcome = "failed";
+            finish("failed", error.name());
+            throw error;
+        }
+        return finish("done", "");
+    }
+
+    /** The round that was cut off, if it can go on; else a new one. */
+    private void open(double now) {
+        RoundRow found = home.store.unfinished();
+        if (found != null && found.progress != null) {
+            Progress was = found.progress;
+            Serving serving = home.store.bundle();
+            List<String> whole = new ArrayList<>();
+            for (Map.Entry<String, String> file : was.files.entrySet()) {
+                File path = new File(new File(home.rounds, found.id), file.getKey());
+                if (path.isFile() && Bytes.hex(Bytes.sha256(Files.read(path))).equals(file.getValue())) {
+                    whole.add(file.getKey());
+                }
+            }
+            String obstacle = was.obstacle(found.state, inputs(was.inputs.until, was.inputs.ordinal),
+                    now - found.started, serving == null ? "" : serving.ref.manifest, whole);
+            if (obstacle.isEmpty()) {
+                was.resumed++;
+                id = found.id;
+                state = found.state;
+                progress = was;
+                return;
+            }
+        }
+        id = Signer.nonce();
+        state = "started";
+        progress = new Progress(inputs(home.store.lastEvent(), home.store.countRounds()));
+        home.store.startRound(id, now, progress);
+    }
+
+    private Progress.Inputs inputs(long until, long ordinal) {
+        return new Progress.Inputs(seed, match, engine.name() + " " + engine.version(), until,
+                home.store.countEvents(until), ordinal);
+    }
+
+    private String step() {
+        switch (state) {
+            case "started":
+                return pull();
+            case "pulled":
+                return encode();
+            case "encoded":
+                return match ? match() : tune();
+            case "matched":
+                return filter();
+            case "filtered":
+                return tune();
+            case "tuned":
+                return judge();
+            case "judged":
+                return activate();
+            default:
+                return conclude();
+        }
+    }
+
+    /** Of the step that follows the present state. */
+    private Pcg64 random() {
+        return new Pcg64(progress.streamOf(state));
+    }
+
+    // -- metering ----------------------------------------------------------------------------------------------------
+
+    private interface Work {
+        void run();
+    }
+
+    private void phase(String name, Work work) {
+        watcher.phase(name);
+        long stored = Files.bytes(home.path);
+        long[] traffic = transport.counter.total();
+        meter.resetPeak();
+        Double energy = meter.energyJ();
+        double[] cpu = meter.cpuSeconds();
+        long started = System.nanoTime();
+        try {
+            work.run();
+        } finally {
+            double wall = (System.nanoTime() - started) / 1e9;
+            double[] after = meter.cpuSeconds();
+            Double used = meter.energyJ();
+            long[] moved = transport.counter.total();
+            records.add(new Report.Phase(name, after[0] - cpu[0], after[1] - cpu[1], wall, meter.peakMib(),
+                    meter.peakSource(), Files.bytes(home.path) - stored, moved[0] - traffic[0], moved[1] - traffic[1],
+                    energy == null || used == null ? null : (Double) (used - energy), meter.temperatureC()));
+        }
+    }
+
+    /** What this process has spent so far, added to what those before it had. */
+    private void noteCost() {
+        progress.phases = new ArrayList<>(earlierPhases);
+        progress.phases.addAll(records);
+        Map<String, long[]> traffic = new LinkedHashMap<>(earlierTraffic);
+        for (Map.Entry<String, long[]> each : transport.counter.byLabel.entrySet()) {
+            long[] was = before.containsKey(each.getKey()) ? before.get(each.getKey()) : new long[2];
+            long[] known = traffic.containsKey(each.getKey()) ? traffic.get(each.getKey()) : new long[2];
+            long up = each.getValue()[0] - was[0];
+            long down = each.getValue()[1] - was[1];
+            if (up > 0 || down > 0) {
+                traffic.put(each.getKey(), new long[] {known[0] + up, known[1] + down});
+            }
+        }
+        progress.traffic = traffic;
+    }
+
+    // -- what steps hand on, from memory or from the working files -----------------------------------------------------
+
+    private Model model() {
+        if (model == null) {
+            model = home.model(engine);
+        }
+        return model;
+    }
+
+    private Local local() {
+        if (local == null) {
+            local = new Local(home.store, model(), progress.inputs.until);
+        }
+        return local;
+    }
+
+    /** Null where nothing was asked for. */
+    private Wire.Answer answer() {
+        if (answer == null && progress.files.containsKey("answer")) {
+            answer = Wire.decodeAnswer(Files.read(new File(files, "answer")), model().manifest.schema);
+        }
+        return answer;
+    }
+
+    /** The item rows that came with the candidates; null where none did. */
+    private Rows rows() {
+        return answer() == null ? null : answer().rows.get(Model.VOCABULARY);
+    }
+
+    private int[] ids() {
+        int[] own = local().everything.ids(Model.VOCABULARY);
+        return answer() == null ? own : Ints.distinct(Ints.join(own, answer().candidates.ids(Model.VOCABULARY)));
+    }
+
+    private void keep(String name, byte[] data) {
+        Files.writeAtomically(new File(files, name), data, false);
+        progress.files.put(name, Bytes.hex(Bytes.sha256(data)));
+    }
+
+    private Map<String, Tensor> tensors(String name) {
+        return Safetensors.read(Files.read(new File(files, name)), "the working file '" + name + "'");
+    }
+
+    // -- the steps: each returns the state that it leads to ------------------------------------------------------------
+
+    private String pull() {
+        if (model != null) {
+            model.close();
+        }
+        model = null;
+        local = null;
+        final Announced[] found = new Announced[1];
+        phase("pull", new Work() {
+            @Override
+            public void run() {
+                found[0] = Announced.find(home, transport, engine.name());
+                transport.fetchBlob(found[0].ref.file(), home.blobs, "manifest");
+                Manifest manifest = home.manifest(found[0].ref, found[0].key);
+                for (Map.Entry<String, FileRef> file : manifest.files(engine.format()).entrySet()) {
+                    transport.fetchBlob(file.getValue(), home.blobs,
+                            file.getKey().startsWith("graph") ? "graphs" : "weights");
+                }
+                model = new Model(manifest, engine, home.blobs);
+                for (int number : model.shardsFor(home.store.items())) {
+                    transport.fetchBlob(manifest.tables.get(Model.VOCABULARY).shards.get(number), home.blobs,
+                            "item rows");
+                }
+            }
+        });
+        Manifest.Ref ref = found[0].ref;
+        String what = ref.manifest + "/" + engine.name() + "/" + engine.version();
+        if (!home.store.passed(what)) {
+            phase("self-test", new Work() {
+                @Override
+                public void run() {
+                    SelfTest.run(model);
+                }
+            });
+            home.store.passTest(what);
+        }
+        Serving before = home.store.bundle();
+        String key = before == null ? "" : home.trusted();
+        home.store.useBundle(ref, found[0].etag, found[0].key);
+        if (before != null && !before.ref.manifest.equals(ref.manifest)) {
+            compare(before.ref, key);
+        }
+        transport.bundle = ref.version;
+        progress.bundle = ref.version;
+        progress.manifest = ref.manifest;
+        return "pulled";
+    }
+
+    /** How a release compares with the one before: by the AUC, on what this round holds out, of what served until now. */
+    private void compare(final Manifest.Ref served, final String key) {
+        progress.moved = true;
+        phase("compare", new Work() {
+            @Override
+            public void run() {
+                try (Model before = new Model(home.manifest(served, key), engine, home.blobs)) {
+                    Local mine = new Local(home.store, before, progress.inputs.until);
+                    Weights weights = home.activeWeights(before);
+                    LocalTable table = before.table(mine.everything.ids(Model.VOCABULARY), weights, null);
+                    progress.aucPrevious = mine.heldOut.size() == 0 ? null
+                            : Metrics.auc(mine.heldOut.labels, before.logits(mine.heldOut, table, weights));
+                } catch (InputError | EngineError | StoreError error) {
+                    progress.aucPrevious = null; // it may lack rows of new items, or be damaged: why it is left
+                }
+            }
+        });
+    }
+
+    private String encode() {
+        final String[] onward = {"encoded"};
+        model();
+        phase("encode", new Work() {
+            @Override
+            public void run() {
+                SampleBatch everything = local().everything;
+                RoundSettings settings = model.manifest.settings;
+                progress.local = everything.size();
+                if (progress.local < settings.minLocal) {
+                    progress.outcome = "too few samples";
+                    onward[0] = "done";
+                    return;
+                }
+                LocalTable table = model.table(everything.ids(Model.VOCABULARY), model.base, null);
+                Tensor embeddings = model.encode(everything, table);
+                byte[] asked = Wire.encodeQuery(model.manifest.encoder,
+                        Query.vectors(embeddings, model.manifest.filterFrom, settings, random()), settings.candidates,
+                        model.held(), compressor);
+                Map<String, Tensor> held = new LinkedHashMap<>();
+                held.put("embeddings", embeddings);
+                held.put("query", Tensor.read("uint8", new int[] {asked.length}, asked));
+                keep("encoded", Safetensors.write(held));
+            }
+        });
+        return onward[0];
+    }
+
+    private String match() {
+        model();
+        try {
+            phase("match", new Work() {
+                @Override
+                public void run() {
+                    byte[] body = tensors("encoded").get("query").data();
+                    Answer found = transport.request("POST", "/v1/match", body, "match", Wire.FRAME, Wire.FRAME,
+                            Transport.noHeaders(), 200);
+                    Signer.verify(model.manifest.answerKey, Signer.answerText(found.nonce, found.body),
+                            found.head.header("coda-signature"));
+                    answer = Wire.decodeAnswer(found.body, model.manifest.schema);
+                    keep("answer", found.body);
+                }
+            });
+        } catch (Refused refused) {
+            if (refused.status != 409 || progress.repulled) {
+                throw refused;
+            }
+            progress.repulled = true; // the server has moved on to another encoder: pull it, and ask again, once
+            return "started";
+        }
+        progress.candidates = answer.candidates.size();
+        return "matched";
+    }
+
+    private String filter() {
+        if (answer() == null || answer().candidates.size() == 0) {
+            return tune();
+        }
+        local();
+        phase("filter", new Work() {
+            @Override
+            public void run() {
+                int start = model.manifest.filterFrom;
+                Tensor embeddings =
+                        tensors("encoded").get("embeddings").take(Ints.range(0, local.train.size()));
+                LocalTable table = model.table(ids(), model.base, rows());
+                SampleBatch candidates = Candidates.asOwn(answer.candidates, local.everything, local.train, model, table);
+                Filtering found = Filtering.of(model, Filtering.inputs(embeddings, local.train.labels, start),
+                        Filtering.inputs(model.encode(candidates, table), candidates.labels, start), random());
+                progress.view = view(found, candidates.labels);
+                progress.kept = found.kept.length;
+                int n = found.kept.length;
+                Map<String, Tensor> made = new LinkedHashMap<>();
+                made.put("kept", Tensor.of(Ints.wide(found.kept), n));
+                made.put("weights", Tensor.of(found.weights, n));
+                made.put("labels", Tensor.of(found.labels, n));
+                keep("filter", Safetensors.write(made));
+            }
+        });
+        return "filtered";
+    }
+
+    private static Progress.View view(Filtering found, float[] labels) {
+        double[] edges = new double[BINS + 1];
+        for (int i = 0; i <= BINS; i++) {
+            edges[i] = i * 0.05; // as numpy.linspace: a product, not a sum
+        }
+        long[] kept = new long[BINS];
+        long[] dropped = new long[BINS];
+        boolean[] stays = new boolean[labels.length];
+        for (int i : found.kept) {
+            stays[i] = true;
+        }
+        for (int i = 0; i < labels.length; i++) {
+            int bin = BINS - 1;
+            while (bin > 0 && found.scores[i] < edges[bin]) {
+                bin--;
+            }
+            (stays[i] ? kept : dropped)[bin]++;
+        }
+        float[] liked = Floats.take(labels, found.kept);
+        return new Progress.View(edges, kept, dropped, liked.length == 0 ? null : (Double) (double) Floats.mean(liked),
+                (double) Floats.mean(labels));
+    }
+
+    private String tune() {
+        local();
+        phase("tune", new Work() {
+            @Override
+            public void run() {
+                LocalTable base = model.table(ids(), model.base, rows());
+                SampleBatch kept = null;
+                float[] weights = null;
+                if (answer() != null && progress.files.containsKey("filter")) {
+                    Map<String, Tensor> found = tensors("filter");
+                    kept = answer.candidates.take(Ints.of(found.get("kept").longs));
+                    if (model.manifest.settings.pooled) {
+                        kept = Candidates.withHistoryOf(kept, local.everything);
+                    }
+                    kept = kept.labelled(found.get("labels").floats);
+                    weights = found.get("weights").floats;
+                }
+                Weights tuned = Personalize.tune(model, model.base, base, local.train, kept, weights, random());
+                keep("tuned", Safetensors.write(tuned.tensors()));
+            }
+        });
+        return "tuned";
+    }
+
+    private String judge() {
+        local();
+        phase("judge", new Work() {
+            @Override
+            public void run() {
+                Weights tuned = Weights.of(tensors("tuned"));
+                LocalTable base = model.table(ids(), model.base, rows());
+                Weights active = home.activeWeights(model);
+                float[] was = model.logits(local.heldOut, model.table(ids(), active, rows()), active);
+                float[] is = model.logits(local.heldOut, Model.personal(base, tuned), tuned);
+                progress.verdict = Personalize.judge(local.heldOut.labels, was, is, model.manifest.settings);
+                progress.outcome = progress.verdict.activate ? "activated" : "kept";
+            }
+        });
+        return "judged";
+    }
+
+    private String activate() {
+        final boolean better = progress.verdict != null && progress.verdict.activate;
+        phase("activate", new Work() {
+            @Override
+            public void run() {
+                if (better) {
+                    home.placeWeights(id, new File(files, "tuned"));
+                }
+            }
+        });
+        noteCost();
+        home.store.activateRound(id, progress, better ? id : "");
+        return "activated";
+    }
+
+    private String conclude() {
+        model();
+        phase("clean", new Work() {
+            @Override
+            public void run() {
+                home.dropSuperseded();
+                Serving serving = home.store.bundle();
+                if (serving != null) {
+                    home.dropOtherBlobs(serving.ref, model.manifest);
+                }
+                Files.delete(files);
+            }
+        });
+        return "done";
+    }
+
+    // -- report ------------------------------------------------------------------------------------------------------
+
+    /** Record the round, then deliver its report and those that could not be delivered before. */
+    private Report finish(String last, String error) {
+        noteCost();
+        Report report = new Report(id, engine.name(), progress, error);
+        home.store.finishRound(id, last, report, progress);
+        Files.delete(files);
+        List<RoundRow> waiting = new ArrayList<>();
+        for (RoundRow row : home.store.rounds()) {
+            if (row.report != null && !row.delivered) {
+                waiting.add(row);
+            }
+        }
+        try {
+            for (RoundRow row : waiting.subList(Math.max(0, waiting.size() - OUTBOX), waiting.size())) {
+                Report late = row.report.aged(System.currentTimeMillis() / 1000.0 - row.started);
+                transport.request("POST", "/v1/reports", Wire.encodeReport(late, compressor), "report", Wire.FRAME, "",
+                        Transport.noHeaders(), 204);
+                home.store.markDelivered(row.id);
+            }
+        } catch (TransportError | Yielded undelivered) {
+            // the outbox keeps them for the next round
+        }
+        noteCost();
+        home.store.noteProgress(id, progress);
+        return report;
+    }
+
+    /** An engine whose graphs ask the watcher before each run. */
+    private static final class AskingEngine implements Engine {
+        private final Engine engine;
+        private final Watcher watcher;
+
+        AskingEngine(Engine engine, Watcher watcher) {
+            this.engine = engine;
+            this.watcher = watcher;
+        }
+
+        @Override
+        public String name() {
+            return engine.name();
+        }
+
+        @Override
+        public String version() {
+            return engine.version();
+        }
+
+        @Override
+        public String format() {
+            return engine.format();
+        }
+
+        @Override
+        public Graph load(File path, GraphSpec spec) {
+            final Graph graph = engine.load(path, spec);
+            return new Graph() {
+                @Override
+                public GraphSpec spec() {
+                    return graph.spec();
+                }
+
+                @Override
+                public Map<String, Tensor> run(Map<String, Tensor> inputs) {
+                    watcher.pulse();
+                    return graph.run(inputs);
+                }
+
+                @Override
+                public void close() {
+                    graph.close();
+                }
+            };
+        }
+    }
+}

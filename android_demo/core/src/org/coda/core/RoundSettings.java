@@ -1,0 +1,56 @@
+package org.coda.core;
+
+/** How a device runs a round: {@code bundle.RoundSettings} says what each does. */
+public final class RoundSettings {
+    public final boolean pooled;
+    public final int centroids;
+    public final int candidates;
+    public final boolean tastes;
+    public final int minLocal;
+    public final double holdout;
+    public final int classifierEpochs;
+    public final double classifierRate;
+    public final double threshold;
+    public final int keep;
+    public final double ratioBound;
+    public final boolean densityWeights;
+    public final double outsideWeight;
+    public final boolean labelCorrection;
+    public final int epochs;
+    public final double rate;
+    public final double tableRate;
+    public final double interpolation;
+    public final boolean freezeHistories;
+    public final int rowSteps;
+    public final boolean judge;
+    public final double tolerance;
+
+    RoundSettings(Fields fields) {
+        pooled = !fields.has("matching") || fields.oneOf("matching", "nearest", "pooled").equals("pooled");
+        centroids = fields.int32("centroids", 8);
+        candidates = fields.int32("candidates", 2000);
+        tastes = fields.flag("tastes", true);
+        minLocal = fields.int32("min_local", 8);
+        holdout = fields.number("holdout", 0.2);
+        classifierEpochs = fields.int32("classifier_epochs", 5);
+        classifierRate = fields.number("classifier_rate", 0.01);
+        threshold = fields.number("threshold", 0);
+        keep = fields.int32("keep", 2000);
+        ratioBound = fields.number("ratio_bound", 1.5);
+        densityWeights = fields.flag("density_weights", true);
+        outsideWeight = fields.number("outside_weight", 2);
+        labelCorrection = fields.flag("label_correction", true);
+        epochs = fields.int32("epochs", 3);
+        rate = fields.number("rate", 0.05);
+        tableRate = fields.number("table_rate", 0.5);
+        interpolation = fields.number("interpolation", 1);
+        freezeHistories = fields.flag("freeze_histories", true);
+        rowSteps = fields.int32("row_steps", 2);
+        judge = fields.flag("judge", true);
+        tolerance = fields.number("tolerance", 2);
+        for (String ofServer : new String[] {"neighbours", "core", "sharpness", "shrinkage", "near_shrinkage"}) {
+            fields.has(ofServer);
+        }
+        fields.nothingElse();
+    }
+}

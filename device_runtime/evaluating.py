@@ -1,0 +1,91 @@
+"""Federated evaluation, the device's side: try configurations on one's own held-out samples, and tell only how it went.
+
+Nothing of it serves. What leaves the device is, for each configuration, an AUC and a log loss on the samples that the
+judge sees, and how many those are.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from device_runtime import personalize
+from device_runtime.bundle import RoundSettings
+from device_runtime.errors import EngineError, WireError
+from device_runtime.local import Local, personal_table
+from device_runtime.messages import Metrics, Outcome, Task
+from device_runtime.metrics import auc, log_loss
+from device_runtime.model import Model
+from device_runtime.samples import Float32, SampleBatch
+from device_runtime.tables import LocalTable
+
+MOST_CONFIGURATIONS = 4
+MOST_PASSES = 32
+"""Epochs, or row steps."""
+TUNABLE = frozenset(
+    {
+        "epochs",
+        "rate",
+        "table_rate",
+        "row_steps",
+        "interpolation",
+        "outside_weight",
+        "label_correction",
+        "freeze_histories",
+    }
+)
+"""What a configuration may set: how tuning goes, and nothing that decides what is asked of the cloud or kept."""
+_PASSES = ("epochs", "row_steps")
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a round has at hand when it ends. kept, weights: of the augmentation set; None where there is none."""
+
+    local: Local
+    table: LocalTable
+    kept: SampleBatch | None
+    weights: Float32 | None
+
+
+def settings_of(base: RoundSettings, changes: dict[str, float]) -> RoundSettings:
+    """Raises: WireError: a change that no configuration may make, or nonsense."""
+    if unknown := sorted(set(changes) - TUNABLE):
+        raise WireError(f"an evaluation may not set {', '.join(unknown)}; it may set {', '.join(sorted(TUNABLE))}")
+    plain = {name: getattr(base, name) for name in TUNABLE}
+    for name, value in changes.items():
+        if not math.isfinite(value) or value < 0 or (name in _PASSES and value > MOST_PASSES):
+            raise WireError(f"an evaluation cannot set {name} to {value}")
+        plain[name] = type(plain[name])(value)
+    return msgspec.structs.replace(base, **plain)
+
+
+def evaluate(model: Model, task: Task, material: Material, seed: list[int]) -> Metrics:
+    """Tune from the bundle's weights by each configuration, and compare on the held-out samples.
+
+    seed: of the training; the same for each, so that they differ in nothing else.
+
+    Raises:
+        WireError: the task asks for what none may. EngineError: the engine fails.
+    """
+    if not 1 <= len(task.configurations) <= MOST_CONFIGURATIONS:
+        raise WireError(
+            f"an evaluation has 1 to {MOST_CONFIGURATIONS} configurations; this one has {len(task.configurations)}"
+        )
+    made = {name: settings_of(model.manifest.settings, changes) for name, changes in task.configurations.items()}
+    held, found = material.local.held_out, {}
+    for name, settings in made.items():
+        try:
+            tuned = personalize.tune(
+                model, model.base, material.table, material.local.train, material.kept, material.weights, settings,
+                np.random.default_rng(seed),
+            )  # fmt: skip
+        except EngineError:  # it diverged: that is what is to be told of this configuration
+            found[name] = Outcome(diverged=True)
+            continue
+        logits = model.logits(held, personal_table(material.table, tuned), tuned)
+        found[name] = Outcome(auc=auc(held.labels, logits), log_loss=round(log_loss(held.labels, logits), 6))
+    return Metrics(task=task.name, samples=len(held), outcomes=found)

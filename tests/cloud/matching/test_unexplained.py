@@ -1,0 +1,143 @@
+"""What lies beside a segment: predicted once, by whoever is first, and never trusted when it is not whole."""
+
+import logging
+import os
+import threading
+
+import numpy as np
+import pytest
+
+from cloud.matching import Knowledge
+from cloud.matching.unexplained import Unexplained, predictions
+from cloud.pool import Pool
+from device_runtime.samples import Feature, SampleBatch, Schema
+
+SCHEMA = Schema((Feature("item", "id", "item"),))
+WIDTH, PERSON, ITEMS = 4, 2, 9
+
+
+class Model:
+    """Predicts from the item, and remembers how many samples it was asked about."""
+
+    def __init__(self, shift: float = 0.0) -> None:
+        self.asked: list[int] = []
+        self.shift = shift
+
+    def __call__(self, samples: SampleBatch) -> np.ndarray:
+        self.asked.append(len(samples))
+        return (samples.columns["item"] / 10 - self.shift).astype(np.float32)
+
+
+@pytest.fixture
+def pool(tmp_path, rng):
+    made = Pool(tmp_path, SCHEMA, WIDTH)
+    for _ in range(2):
+        append(made, rng, 300)
+    return made
+
+
+def append(pool, rng, count):
+    batch = SampleBatch(
+        SCHEMA,
+        {"item": rng.integers(1, ITEMS + 1, count).astype(np.int32)},
+        rng.integers(0, 2, count).astype(np.float32),
+    )
+    vectors = rng.normal(size=(count, WIDTH)).astype(np.float32)
+    pool.append(batch, np.arange(count), rng.integers(1, 9, count).astype(np.uint64), vectors)
+
+
+def seen(known, pool):
+    return [known.residuals(segment) for segment in pool.segments]
+
+
+def test_each_segment_is_predicted_once_also_by_servers_to_come(pool, rng, tmp_path):
+    model = Model()
+    known = Knowledge(model, "a", PERSON)
+    first = seen(known, pool)
+    assert model.asked == [300, 300] and all(a is b for a, b in zip(seen(known, pool), first, strict=True))
+    append(pool, rng, 6)
+    seen(known, pool)
+    assert model.asked == [300, 300, 6]
+    other = Model()
+    again = seen(Knowledge(other, "a", PERSON), Pool(tmp_path, SCHEMA, WIDTH))
+    assert other.asked == []
+    for a, b in zip(first, again, strict=False):
+        np.testing.assert_array_equal(a.predicted, b.predicted)
+        np.testing.assert_array_equal(a.sums, b.sums)
+
+
+def test_sums_are_of_residuals_and_variances(pool):
+    [segment, _] = pool.segments
+    found = Knowledge(Model(), "a", PERSON).residuals(segment)
+    item, label = segment.samples.columns["item"], segment.samples.labels
+    p = (item / 10).astype(np.float32)
+    rows = np.flatnonzero(item == 3)
+    np.testing.assert_allclose(found.residuals(rows), label[rows] - p[rows], atol=1e-6)
+    np.testing.assert_allclose(found.variances(rows), (p * (1 - p))[rows], atol=1e-6)
+    assert found.met[3] == len(rows)
+    assert found.sums[3] == pytest.approx((label - p)[rows].sum(), abs=1e-4)
+    assert found.mass[3] == pytest.approx((p * (1 - p))[rows].sum(), abs=1e-4)
+
+
+def test_another_model_has_predictions_of_its_own_and_only_the_newest_stay(pool):
+    for number, key in enumerate("abcdef"):
+        known = Knowledge(Model(number / 100), key, PERSON)
+        predicted = known.residuals(pool.segments[0]).predicted
+        np.testing.assert_allclose(predicted, pool.segments[0].samples.columns["item"] / 10 - number / 100, atol=1e-6)
+        file = pool.segments[0].folder / f"predicted-{key}.npy"
+        os.utime(file, (number, number))
+    assert sorted(f.name for f in pool.segments[0].folder.glob("predicted-*.npy")) == [
+        f"predicted-{key}.npy" for key in "cdef"
+    ]
+
+
+@pytest.mark.parametrize("damage", [b"", b"not an array", "half"])
+def test_what_is_not_whole_is_made_again(pool, damage):
+    first = seen(Knowledge(Model(), "a", PERSON), pool)
+    file = pool.segments[0].folder / "predicted-a.npy"
+    whole = file.read_bytes()
+    file.unlink()  # it is mapped: writing into it would reach this process
+    file.write_bytes(whole[:700] if damage == "half" else damage)
+    model = Model()
+    again = seen(Knowledge(model, "a", PERSON), pool)
+    assert model.asked == [300]
+    np.testing.assert_array_equal(again[0].predicted, first[0].predicted)
+
+
+def test_a_disk_that_is_full_costs_memory_and_says_so(pool, monkeypatch, caplog):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("cloud.matching.unexplained.np.save", full)
+    with caplog.at_level(logging.WARNING):
+        found = seen(Knowledge(Model(), "a", PERSON), pool)
+    assert len(found[0].predicted) == 300 and "kept in memory" in caplog.text
+
+
+def test_threads_that_ask_at_once_predict_once(pool):
+    model = Model()
+    known = Knowledge(model, "a", PERSON)
+    threads = [threading.Thread(target=seen, args=(known, pool)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert model.asked == [300, 300]
+
+
+def test_a_segment_in_memory_is_predicted_in_memory(pool, rng):
+    [segment, _] = pool.segments
+    p = np.full(300, 0.5, np.float32)
+    found = Unexplained.of(segment, p)
+    assert found.mass.sum() == pytest.approx(75) and found.met.sum() == 300
+
+
+def test_predicting_in_parts_changes_nothing(pool):
+    samples, sizes = pool.segments[0].samples, []
+
+    def told(part):
+        sizes.append(len(part))
+        return part.columns["item"].astype(np.float32)
+
+    np.testing.assert_array_equal(predictions(samples, told, 120), samples.columns["item"])
+    assert sizes == [120, 120, 60] and len(predictions(samples.take(slice(0, 0)), told)) == 0
