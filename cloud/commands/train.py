@@ -19,7 +19,7 @@ and may be larger than memory.
 Under `torchrun` its processes train together, on one machine or on many: each on its share of the data, all to the same
 weights. --batch is of one process. All machines need the data; the first process writes --out.
 
-examples:
+example:
   coda train --data runs/data --out runs/model --seed 1
   torchrun --nproc-per-node 8 --no-python coda train --data runs/data --out runs/model
   torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29400 --no-python coda train …
