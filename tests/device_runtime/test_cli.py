@@ -47,7 +47,7 @@ def test_events_can_be_appended_and_counted(tmp_path, capsys):
         (["run"], 2, "is not enrolled yet"),
         (["run", "--server", "http://127.0.0.1:1"], 2, "go together"),
         (["run", "--server", "nonsense", "--trust", "ab" * 32], 2, "http"),
-        (["run", "--server", "http://127.0.0.1:1", "--trust", "no such file"], 2, "64 hex digits or a file"),
+        (["run", "--server", "http://127.0.0.1:1", "--trust", "no such file"], 2, "64 hex digits, a file"),
     ],
 )
 def test_mistakes_get_one_sentence_and_a_status(tmp_path, capsys, words, status, complaint):
