@@ -4,10 +4,26 @@ import java.io.ByteArrayOutputStream;
 import java.nio.charset.StandardCharsets;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
+import java.util.Comparator;
 
 /** Bytes as text and numbers. Multi-byte numbers are little-endian. */
 public final class Bytes {
     private static final char[] HEX = "0123456789abcdef".toCharArray();
+
+    /** Texts by their characters, as Python and Rust order them; Java's own order is by halves of surrogate pairs. */
+    static final Comparator<String> BY_CHARACTER = new Comparator<String>() {
+        @Override
+        public int compare(String a, String b) {
+            byte[] one = utf8(a);
+            byte[] other = utf8(b);
+            for (int i = 0; i < Math.min(one.length, other.length); i++) {
+                if (one[i] != other[i]) {
+                    return (one[i] & 255) - (other[i] & 255);
+                }
+            }
+            return one.length - other.length;
+        }
+    };
 
     private Bytes() {}
 

@@ -69,14 +69,15 @@ final class Personalize {
         return personal(model, trained, values, table);
     }
 
-    /** By how much the logits of kept samples should change: towards their soft labels, by how much they are trusted. */
+    /** By how much the logits of kept samples should change: a share of the way to their soft labels. */
     private static double[] change(Model model, Weights weights, LocalTable table, SampleBatch kept,
             float[] keptWeights) {
         float[] logits = model.logits(kept, table, weights);
         double[] found = new double[logits.length];
         for (int i = 0; i < found.length; i++) {
             double p = Math.max(1e-6, Math.min(1 - 1e-6, kept.labels[i]));
-            found[i] = Math.max(0, Math.min(1, 2 * (double) keptWeights[i])) * (Math.log(p / (1 - p)) - logits[i]);
+            double share = model.manifest.settings.rowShare * Math.max(0, Math.min(1, 2 * (double) keptWeights[i]));
+            found[i] = share * (Math.log(p / (1 - p)) - logits[i]);
         }
         return found;
     }

@@ -22,6 +22,7 @@ public final class RoundSettings {
     public final double interpolation;
     public final boolean freezeHistories;
     public final int rowSteps;
+    public final double rowShare;
     public final boolean judge;
     public final double tolerance;
 
@@ -46,6 +47,7 @@ public final class RoundSettings {
         interpolation = fields.number("interpolation", 1);
         freezeHistories = fields.flag("freeze_histories", true);
         rowSteps = fields.int32("row_steps", 2);
+        rowShare = fields.number("row_share", 0.75);
         judge = fields.flag("judge", true);
         tolerance = fields.number("tolerance", 2);
         for (String ofServer : new String[] {"neighbours", "core", "sharpness", "shrinkage", "near_shrinkage"}) {

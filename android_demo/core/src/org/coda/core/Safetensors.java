@@ -90,7 +90,7 @@ public final class Safetensors {
             @Override
             public int compare(String a, String b) {
                 int order = ORDER.indexOf(tensors.get(b).dtype) - ORDER.indexOf(tensors.get(a).dtype);
-                return order != 0 ? order : a.compareTo(b);
+                return order != 0 ? order : Bytes.BY_CHARACTER.compare(a, b);
             }
         });
         Map<String, Object> head = new LinkedHashMap<>();

@@ -192,7 +192,7 @@ public final class Wire {
     // -- batches -----------------------------------------------------------------------------------------------------
 
     private static List<Object> batch(SampleBatch samples, Compressor compressor) {
-        Map<String, int[]> distinct = new TreeMap<>();
+        Map<String, int[]> distinct = new TreeMap<>(Bytes.BY_CHARACTER);
         for (String name : vocabularies(samples.schema)) {
             distinct.put(name, samples.mentioned(name));
         }

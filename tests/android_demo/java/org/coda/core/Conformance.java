@@ -166,6 +166,7 @@ public final class Conformance {
         found.put("interpolation", given.interpolation);
         found.put("freeze_histories", given.freezeHistories);
         found.put("row_steps", given.rowSteps);
+        found.put("row_share", given.rowShare);
         found.put("judge", given.judge);
         found.put("tolerance", given.tolerance);
         return Json.bytes(found);
