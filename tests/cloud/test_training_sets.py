@@ -144,7 +144,7 @@ def test_it_learns_from_disk_what_it_learns_from_memory(both, tmp_path):
 MEASURED = """
 import json, resource, sys
 from pathlib import Path
-from cloud import training_sets
+from cloud import training, training_sets
 from cloud.datasets import prepare, preparing
 from cloud.training import train
 from export.checkpoint import TrainSettings
@@ -152,7 +152,7 @@ from export.checkpoint import TrainSettings
 table, folder, allowed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 warm = sys.argv[4]
 # what is held at once; by default more, and as bounded
-preparing._ROWS, training_sets.BUFFER, training_sets.HELD_OUT = 50_000, 8, 50_000
+preparing._ROWS, training_sets.BUFFER, training_sets.HELD_OUT, training.TASTED = 50_000, 8, 50_000, 50_000
 settings = TrainSettings("LR", epochs=1, batch=4096, history=20, threads=1)
 train(prepare(warm, folder / "warm"), folder / "warm-model", settings)  # what libraries take for themselves
 
