@@ -19,7 +19,7 @@ SEED = 20220110
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--kills", type=int, default=200, help="random kills of rounds (test_kills.py); the long run: 1000"
+        "--kills", type=int, default=80, help="random kills of rounds (test_kills.py); the long run: 1000"
     )
 
 

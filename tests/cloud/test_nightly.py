@@ -143,7 +143,7 @@ def test_a_planned_release_waits_on_the_server_for_whoever_releases(settings, se
         assert home.catalog.current().version == 2 and home.catalog.releases()[0].ref.version == 4
 
 
-@pytest.mark.parametrize("after", ["prepare", "train", "evaluate"])
+@pytest.mark.parametrize("after", ["train", "evaluate"])
 def test_a_night_that_is_killed_goes_on_with_the_stage_it_was_in(settings, tmp_path, after):
     work = tmp_path / "nights"
     command = [sys.executable, "-m", "device_runtime", *words(settings, work)]

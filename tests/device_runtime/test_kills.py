@@ -1,6 +1,6 @@
 """Rounds are killed, hundreds of times; nothing is lost, nothing is wrong, nothing is fetched twice.
 
-CI kills at every point where something becomes durable, and at `--kills` random instants (default 200). The long run:
+CI kills at every point where something becomes durable, and at `--kills` random instants (default 80). The long run:
 
     pytest tests/device_runtime/test_kills.py --kills 1000
 """
