@@ -131,10 +131,11 @@ class _Offline:
 
     def __init__(self) -> None:
         self.counter = ByteCounter()
+        self.bundle, self.stale = 0, ""
 
     def request(self, method: str, path: str, *_: object, **__: object) -> Answer:
-        if path == "/v1/bundle":
-            return Answer(304, Message(), b"", "")
+        if path.startswith("/v1/stale/"):
+            return Answer(204, Message(), b"", "")
         raise Unreachable("this benchmark has no server")
 
     def fetch_blob(self, *_: object) -> int:
