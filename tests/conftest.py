@@ -18,9 +18,7 @@ SEED = 20220110
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--kills", type=int, default=80, help="random kills of rounds (test_kills.py); the long run: 1000"
-    )
+    parser.addoption("--kills", type=int, default=80, help="random kills of rounds (test_kills.py); the long run: 1000")
 
 
 @pytest.fixture
