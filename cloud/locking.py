@@ -1,18 +1,18 @@
-"""That only one process at a time works on a folder."""
+"""That only one process at a time works on a folder of the server's."""
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from device_runtime.errors import InputError, StoreError
+from device_runtime.locking import held
 
 
 @contextmanager
 def alone(folder: Path, what: str) -> Iterator[None]:
-    """Hold a folder, made where there is none; the kernel lets go of it when the process ends, however it ends.
+    """Hold a folder, made where there is none.
 
     what: that is being done, for the words of the error: "another preparation".
 
@@ -21,12 +21,7 @@ def alone(folder: Path, what: str) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("ab")
     except OSError as error:
         raise StoreError(f"cannot lock {folder}: {error.strerror}; check that the folder can be written") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"another {what} is running: {folder} is in use") from None
+    with held(folder / ".lock", InputError(f"another {what} is running: {folder} is in use")):
         yield

@@ -6,7 +6,6 @@ import http.server
 import math
 import re
 import threading
-from html import escape
 from urllib.parse import urlencode
 
 import pytest
@@ -16,7 +15,7 @@ from cloud.dashboard.console import wilson
 from cloud.http.console import COOKIE, csrf_of
 from tests.cloud.http.chromium import browsing
 from tests.cloud.releases import LENIENT, QUICK, Fleet, enrolled, ref
-from tests.cloud.report.test_looks import _chromium, browser
+from tests.cloud.report.test_looks import _chromium, browser, scrolled
 
 FORM = "application/x-www-form-urlencoded"
 ME = {"who": "me", "why": "because"}
@@ -234,16 +233,7 @@ def test_another_site_cannot_stop_a_release_through_a_browser_that_is_logged_in(
 @pytest.mark.parametrize("width", [320, 700, 1280])
 @pytest.mark.parametrize("view", ["/console", "/console/releases/next", "/console/releases/next/rollback"])
 def test_it_does_not_scroll_sideways(releaser, tmp_path, width, view):
-    page = releaser.get(view).body.decode()
-    script = (
-        "const page = document.querySelector('iframe').contentDocument.documentElement;"
-        "document.title = page.clientWidth + ' ' + page.scrollWidth"
-    )
-    frame = f'<iframe style="width:{width}px;height:800px;border:0" srcdoc="{escape(page)}"></iframe>'
-    (tmp_path / "frame.html").write_text(f'<!doctype html><title>-</title><body onload="{script}">{frame}')
-    found = _chromium(tmp_path, "--window-size=1400,900", "--dump-dom", (tmp_path / "frame.html").as_uri())
-    title = re.search(r"<title>(\d+) (\d+)</title>", found)
-    assert title and (int(title[1]), int(title[2])) == (width, width)
+    assert scrolled(releaser.get(view).body.decode(), width, tmp_path) == (width, width)
 
 
 @browser

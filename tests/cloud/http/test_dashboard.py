@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from html import escape
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from cloud.dashboard.look import gain_of
 from cloud.http.services import Services
 from device_runtime.messages import BundleRef, PhaseOverhead, RoundReport, Verdict
 from tests.cloud.http.conftest import START
-from tests.cloud.report.test_looks import _chromium, browser
+from tests.cloud.report.test_looks import _chromium, browser, scrolled
 
 CAPABILITIES = (
     {"machine": "aarch64", "memory_mib": 900},
@@ -140,12 +139,4 @@ def test_it_renders_in_both_schemes(page, tmp_path, scheme, setting):
 @browser
 @pytest.mark.parametrize("width", [320, 390, 700, 1280])
 def test_it_does_not_scroll_sideways(page, tmp_path, width):
-    script = (
-        "const page = document.querySelector('iframe').contentDocument.documentElement;"
-        "document.title = page.clientWidth + ' ' + page.scrollWidth"
-    )
-    frame = f'<iframe style="width:{width}px;height:800px;border:0" srcdoc="{escape(page)}"></iframe>'
-    (tmp_path / "frame.html").write_text(f'<!doctype html><title>-</title><body onload="{script}">{frame}')
-    found = _chromium(tmp_path, "--window-size=1400,900", "--dump-dom", (tmp_path / "frame.html").as_uri())
-    title = re.search(r"<title>(\d+) (\d+)</title>", found)
-    assert title and (int(title[1]), int(title[2])) == (width, width)
+    assert scrolled(page, width, tmp_path) == (width, width)

@@ -43,6 +43,20 @@ def _chromium(folder: Path, *words: str) -> str:
     return done.stdout
 
 
+def scrolled(page: str, width: int, folder: Path) -> tuple[int, int]:
+    """How wide a page may be, and how wide it is. In a frame: a window of Chromium's cannot be as narrow as a phone."""
+    script = (
+        "const page = document.querySelector('iframe').contentDocument.documentElement;"
+        "document.title = page.clientWidth + ' ' + page.scrollWidth"
+    )
+    frame = f'<iframe style="width:{width}px;height:800px;border:0" srcdoc="{escape(page)}"></iframe>'
+    (folder / "frame.html").write_text(f'<!doctype html><title>-</title><body onload="{script}">{frame}')
+    found = _chromium(folder, "--window-size=1400,900", "--dump-dom", (folder / "frame.html").as_uri())
+    title = re.search(r"<title>(\d+) (\d+)</title>", found)
+    assert title, found[:300]
+    return int(title[1]), int(title[2])
+
+
 @browser
 @pytest.mark.parametrize(("scheme", "setting"), [("light", 1), ("dark", 0)])
 def test_page_renders(text: str, tmp_path: Path, scheme: str, setting: int) -> None:
@@ -69,17 +83,7 @@ def test_page_renders(text: str, tmp_path: Path, scheme: str, setting: int) -> N
 @browser
 @pytest.mark.parametrize("width", [320, 390, 700, 900, 1280])
 def test_page_does_not_scroll_sideways(text: str, tmp_path: Path, width: int) -> None:
-    """In a frame, because a window of Chromium's cannot be as narrow as a phone."""
-    script = (
-        "const page = document.querySelector('iframe').contentDocument.documentElement;"
-        "document.title = page.clientWidth + ' ' + page.scrollWidth"
-    )
-    frame = f'<iframe style="width:{width}px;height:800px;border:0" srcdoc="{escape(text)}"></iframe>'
-    (tmp_path / "frame.html").write_text(f'<!doctype html><title>-</title><body onload="{script}">{frame}')
-    found = _chromium(tmp_path, "--window-size=1400,900", "--dump-dom", (tmp_path / "frame.html").as_uri())
-    title = re.search(r"<title>(\d+) (\d+)</title>", found)
-    assert title, found[:300]
-    assert (int(title[1]), int(title[2])) == (width, width)
+    assert scrolled(text, width, tmp_path) == (width, width)
 
 
 def test_words_stand_out_from_what_is_behind_them() -> None:
