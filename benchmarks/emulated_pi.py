@@ -53,7 +53,7 @@ _BASELINE = _HERE / "baseline.json"
 _CPU = {"aarch64": "cortex-a72", "x86_64": "max"}
 _TESTS = (
     *("packing", "wire", "samples", "tables", "stream", "identity", "metrics", "history"),
-    *("store", "journal", "repair", "transport", "schedule", "sensors", "meter"),
+    *("store", "journal", "repair", "transport", "blob_transfers", "schedule", "sensors", "meter"),
 )
 """Of the ground floor: those that need neither torch nor a server of the cloud's."""
 _START_PYTHON = (

@@ -1,6 +1,6 @@
 """Peers on loopback for the transport's tests: a server that misbehaves on request, and a proxy that counts.
 
-Neither shares code with what it tests: they speak in raw sockets.
+Neither shares code with what it tests: they speak in raw sockets. `to` makes a transport that waits for nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal
+
+from device_runtime.counting import ByteCounter
+from device_runtime.transport import Transport, TransportLimits
 
 WAIT_S = 10.0
 
@@ -310,3 +313,35 @@ def _read_request(readline: Callable[[], bytes], read: Callable[[int], bytes]) -
         name, _, value = line.decode().partition(":")
         headers[name.lower()] = value.strip()
     return Request(method, path, headers, read(int(headers.get("content-length", 0))))
+
+
+LIMITS = TransportLimits(connect_timeout_s=2, read_timeout_s=2, max_answer_bytes=1 << 20, attempts=3)
+
+
+class Naps:
+    """A sleep that only remembers."""
+
+    def __init__(self) -> None:
+        self.taken: list[float] = []
+
+    def __call__(self, seconds: float) -> None:
+        self.taken.append(seconds)
+
+
+def to(url: str, naps: Naps | None = None, limits: TransportLimits = LIMITS, **given: object) -> Transport:
+    return Transport(url, ByteCounter(), limits=limits, sleep=naps or Naps(), uniform=lambda: 0.5, **given)  # type: ignore[arg-type]
+
+
+def ok(request: Request) -> Reply:
+    return reply(200, b'{"fine":true}')
+
+
+def in_turn(*replies: Reply | Callable[[Request], Reply]) -> Callable[[Request], Reply]:
+    """Each request gets the next of these; the last one serves for ever."""
+    left = list(replies)
+
+    def answer(request: Request) -> Reply:
+        now = left.pop(0) if len(left) > 1 else left[0]
+        return now if isinstance(now, Reply) else now(request)
+
+    return answer
