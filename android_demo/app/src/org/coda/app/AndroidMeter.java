@@ -45,7 +45,7 @@ final class AndroidMeter implements Meter {
         try (BufferedReader lines = new BufferedReader(new FileReader(STATUS))) {
             for (String line = lines.readLine(); line != null; line = lines.readLine()) {
                 if (line.startsWith("VmHWM:")) {
-                    return Long.parseLong(line.replaceAll("\\D", "")) / 1024.0;
+                    return Long.parseLong(line.substring("VmHWM:".length(), line.length() - "kB".length()).trim()) / 1024.0;
                 }
             }
         } catch (IOException error) {

@@ -4,10 +4,14 @@ import org.coda.core.CodaError.StoreError;
 import org.coda.core.Manifest.FileRef;
 
 import java.io.File;
+import java.util.HashSet;
+import java.util.Set;
 
 /** Blobs in a folder, by sha256. Written under a temporary name and renamed, so a blob that exists is whole. */
 final class Blobs {
     final File folder;
+    /** Those whose hash this object has seen to be right: a round reads what it has just received. */
+    private final Set<String> genuine = new HashSet<>();
 
     Blobs(File folder) {
         this.folder = folder;
@@ -32,7 +36,24 @@ final class Blobs {
             throw new StoreError("blob " + ref.sha256.substring(0, 12) + "… is gone from " + folder
                     + "; run a round to pull it again");
         }
-        return ref.unpack(Files.read(path(ref)));
+        byte[] stored = Files.read(path(ref));
+        if (!genuine.contains(ref.sha256) || stored.length != ref.size) {
+            ref.check(stored);
+            genuine.add(ref.sha256);
+        }
+        return ref.unpack(stored);
+    }
+
+    /** Let a blob that has arrived take its place. Returns whether it is the one named; else nothing of it is kept. */
+    boolean accept(FileRef ref) {
+        File part = part(ref);
+        if (part.length() != ref.size || !Bytes.hex(Bytes.sha256(Files.read(part))).equals(ref.sha256)) {
+            Files.delete(part);
+            return false;
+        }
+        Files.move(part, path(ref));
+        genuine.add(ref.sha256);
+        return true;
     }
 
     /** Engines load from files; the decompressed graph lies beside its blob. */

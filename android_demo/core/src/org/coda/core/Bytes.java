@@ -1,6 +1,8 @@
 package org.coda.core;
 
 import java.io.ByteArrayOutputStream;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
 import java.nio.charset.StandardCharsets;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
@@ -120,18 +122,14 @@ public final class Bytes {
 
     public static byte[] of(float[] values) {
         byte[] data = new byte[4 * values.length];
-        for (int i = 0; i < values.length; i++) {
-            putInt32(data, 4 * i, Float.floatToRawIntBits(values[i]));
-        }
+        ByteBuffer.wrap(data).order(ByteOrder.LITTLE_ENDIAN).asFloatBuffer().put(values);
         return data;
     }
 
     /** The float32 numbers that fill these bytes, whose count must be a multiple of four. */
     public static float[] floats(byte[] data) {
         float[] values = new float[data.length / 4];
-        for (int i = 0; i < values.length; i++) {
-            values[i] = Float.intBitsToFloat(int32(data, 4 * i));
-        }
+        ByteBuffer.wrap(data).order(ByteOrder.LITTLE_ENDIAN).asFloatBuffer().get(values);
         return values;
     }
 }

@@ -100,11 +100,10 @@ final class Floats {
     }
 
     static boolean areFinite(float[] numbers) {
+        float sum = 0;
         for (float number : numbers) {
-            if (Float.isNaN(number) || Float.isInfinite(number)) {
-                return false;
-            }
+            sum += number * 0; // which is 0, or NaN where the number is not finite
         }
-        return true;
+        return sum == 0;
     }
 }

@@ -16,6 +16,8 @@ public final class GraphSpec {
     /** Output -> the input that it feeds on the next call. */
     public final Map<String, String> carry;
     private final Map<String, int[]> bounds;
+    /** What is given anew with each call. */
+    private final List<TensorSpec> fed;
 
     /** One tensor. A dimension that may vary has a name, and -1 in {@link #sizes}. */
     public static final class TensorSpec {
@@ -45,6 +47,7 @@ public final class GraphSpec {
 
     GraphSpec(Fields fields) {
         inputs = tensors(fields.objects("inputs"));
+        fed = of("feature", "label", "weight", "hyper");
         outputs = tensors(fields.objects("outputs"));
         carry = new LinkedHashMap<>();
         if (fields.has("carry")) {
@@ -113,7 +116,7 @@ public final class GraphSpec {
                 rows.put(spec.table, tensor.rows());
             }
         }
-        for (TensorSpec spec : of("feature", "label", "weight", "hyper")) {
+        for (TensorSpec spec : fed) {
             Tensor tensor = given.get(spec.name);
             if (!tensor.isFinite()) {
                 throw new EngineError("tensor '" + spec.name + "': expected finite numbers");

@@ -186,6 +186,13 @@ public final class Json {
     }
 
     private String string() {
+        for (int end = at + 1; end < text.length() && text.charAt(end) >= ' ' && text.charAt(end) != '\\'; end++) {
+            if (text.charAt(end) == '"') { // nothing in it is escaped, as in nearly all
+                String plain = text.substring(at + 1, end);
+                at = end + 1;
+                return plain;
+            }
+        }
         StringBuilder out = new StringBuilder();
         for (at++; ; at++) {
             if (at >= text.length()) {
@@ -301,7 +308,7 @@ public final class Json {
         out.append('"');
         for (int i = 0; i < text.length(); i++) {
             char c = text.charAt(i);
-            int known = "\"\\\b\f\n\r\t".indexOf(c);
+            int known = c >= ' ' && c != '"' && c != '\\' ? -1 : "\"\\\b\f\n\r\t".indexOf(c);
             if (known >= 0) {
                 out.append('\\').append("\"\\bfnrt".charAt(known));
             } else if (c < ' ') {
@@ -347,17 +354,32 @@ public final class Json {
     }
 
     private static BigDecimal fewestDigits(double value) {
+        BigDecimal written = new BigDecimal(Double.toString(value));
+        if (written.precision() <= 15 && Math.abs(value) > 1e-300) {
+            return written; // two decimals of so few digits are never the same double, so there is no shorter one
+        }
         BigDecimal exact = new BigDecimal(value);
-        for (int digits = 1; digits < 17; digits++) {
-            // below a power of two numbers lie closer, so the nearest may not give the number back while the next does
-            for (RoundingMode mode : new RoundingMode[] {RoundingMode.HALF_EVEN, RoundingMode.UP}) {
-                BigDecimal found = exact.round(new MathContext(digits, mode));
-                if (found.doubleValue() == value) {
-                    return found;
-                }
+        BigDecimal found = null; // 17 digits always give the number back, and toString writes no fewer than it takes
+        for (int digits = Math.min(17, written.precision()); digits > 0; digits--) {
+            BigDecimal fewer = rounded(exact, digits);
+            if (fewer == null) {
+                break;
+            }
+            found = fewer;
+        }
+        return found == null ? exact.round(new MathContext(17, RoundingMode.HALF_EVEN)) : found;
+    }
+
+    /** Null where no number of so many digits gives the number back. */
+    private static BigDecimal rounded(BigDecimal exact, int digits) {
+        // below a power of two numbers lie closer, so the nearest may not give the number back while the next does
+        for (RoundingMode mode : new RoundingMode[] {RoundingMode.HALF_EVEN, RoundingMode.UP}) {
+            BigDecimal found = exact.round(new MathContext(digits, mode));
+            if (found.doubleValue() == exact.doubleValue()) {
+                return found;
             }
         }
-        return exact.round(new MathContext(17, RoundingMode.HALF_EVEN));
+        return null;
     }
 
     private static String zeros(int count) {

@@ -60,12 +60,16 @@ public final class Manifest {
             }
         }
 
-        /** The file itself, after checking that the blob is the one named. Raises: TrustError. */
-        public byte[] unpack(byte[] stored) {
+        /** @throws TrustError this blob is not the one named. */
+        void check(byte[] stored) {
             if (stored.length != size || !Bytes.hex(Bytes.sha256(stored)).equals(sha256)) {
                 throw new TrustError("blob " + sha256.substring(0, 12) + "… is damaged or is another file: "
                         + stored.length + " bytes, " + size + " expected");
             }
+        }
+
+        /** The file itself, of a blob that was checked. Raises: TrustError. */
+        byte[] unpack(byte[] stored) {
             if (!squeezed) {
                 return stored;
             }

@@ -229,10 +229,16 @@ public final class Round {
             double[] after = meter.cpuSeconds();
             Double used = meter.energyJ();
             long[] moved = transport.counter.total();
-            records.add(new Report.Phase(name, after[0] - cpu[0], after[1] - cpu[1], wall, meter.peakMib(),
-                    meter.peakSource(), Files.bytes(home.path) - stored, moved[0] - traffic[0], moved[1] - traffic[1],
-                    energy == null || used == null ? null : (Double) (used - energy), meter.temperatureC()));
+            records.add(new Report.Phase(name, micros(after[0] - cpu[0]), micros(after[1] - cpu[1]), micros(wall),
+                    meter.peakMib(), meter.peakSource(), Files.bytes(home.path) - stored, moved[0] - traffic[0],
+                    moved[1] - traffic[1], energy == null || used == null ? null : (Double) (used - energy),
+                    meter.temperatureC()));
         }
+    }
+
+    /** Seconds to the microsecond: more digits mean nothing, and are written into the journal at every step. */
+    private static double micros(double seconds) {
+        return Math.rint(seconds * 1e6) / 1e6;
     }
 
     /** What this process has spent so far, added to what those before it had. */
@@ -548,12 +554,7 @@ public final class Round {
         Report report = new Report(id, engine.name(), progress, error);
         home.store.finishRound(id, last, report, progress);
         Files.delete(files);
-        List<RoundRow> waiting = new ArrayList<>();
-        for (RoundRow row : home.store.rounds()) {
-            if (row.report != null && !row.delivered) {
-                waiting.add(row);
-            }
-        }
+        List<RoundRow> waiting = home.store.undelivered();
         try {
             for (RoundRow row : waiting.subList(Math.max(0, waiting.size() - OUTBOX), waiting.size())) {
                 Report late = row.report.aged(System.currentTimeMillis() / 1000.0 - row.started);

@@ -326,6 +326,11 @@ public final class Store implements Closeable {
         return rounds("ORDER BY seq");
     }
 
+    /** Rounds whose report has not been delivered, oldest first. */
+    List<RoundRow> undelivered() {
+        return rounds("WHERE report IS NOT NULL AND NOT delivered ORDER BY seq");
+    }
+
     /** The round that was cut off; null if none was. */
     RoundRow unfinished() {
         List<RoundRow> found = rounds("WHERE " + UNFINISHED + " ORDER BY seq DESC LIMIT 1");

@@ -2,6 +2,8 @@ package org.coda.core;
 
 import org.coda.core.CodaError.WireError;
 
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
 import java.util.Arrays;
 
 /**
@@ -117,14 +119,7 @@ public final class Tensor {
     }
 
     boolean isFinite() {
-        if (floats != null) {
-            for (float value : floats) {
-                if (Float.isNaN(value) || Float.isInfinite(value)) {
-                    return false;
-                }
-            }
-        }
-        return true;
+        return floats == null || Floats.areFinite(floats);
     }
 
     // -- as little-endian bytes --------------------------------------------------------------------------------------
@@ -160,14 +155,18 @@ public final class Tensor {
             throw new WireError("a tensor's bytes do not fill its shape " + Arrays.toString(shape));
         }
         Tensor found = zeros(dtype, shape);
+        if (dtype.equals("float32") || dtype.equals("int64")) { // most of all numbers
+            ByteBuffer bytes = ByteBuffer.wrap(data).order(ByteOrder.LITTLE_ENDIAN);
+            if (found.floats != null) {
+                bytes.asFloatBuffer().get(found.floats);
+            } else {
+                bytes.asLongBuffer().get(found.longs);
+            }
+            return found;
+        }
         for (int i = 0; i < size; i++) {
             if (width == 4) {
-                int bits = Bytes.int32(data, 4 * i);
-                if (found.floats != null) {
-                    found.floats[i] = Float.intBitsToFloat(bits);
-                } else {
-                    found.longs[i] = bits;
-                }
+                found.longs[i] = Bytes.int32(data, 4 * i);
             } else if (width == 2) {
                 int bits = data[2 * i] & 255 | data[2 * i + 1] << 8;
                 if (found.floats != null) {
@@ -175,8 +174,6 @@ public final class Tensor {
                 } else {
                     found.longs[i] = bits;
                 }
-            } else if (width == 8) {
-                found.longs[i] = Bytes.int64(data, 8 * i);
             } else {
                 found.longs[i] = dtype.equals("int8") ? data[i] : data[i] & 255;
             }
@@ -187,9 +184,17 @@ public final class Tensor {
     public byte[] data() {
         int width = bytes(dtype);
         byte[] found = new byte[size() * width];
+        if (dtype.equals("float32") || dtype.equals("int64")) {
+            ByteBuffer bytes = ByteBuffer.wrap(found).order(ByteOrder.LITTLE_ENDIAN);
+            if (floats != null) {
+                bytes.asFloatBuffer().put(floats);
+            } else {
+                bytes.asLongBuffer().put(longs);
+            }
+            return found;
+        }
         for (int i = 0; i < size(); i++) {
-            long bits = floats == null ? longs[i]
-                    : width == 2 ? Half.narrow(floats[i]) : Float.floatToRawIntBits(floats[i]);
+            long bits = floats == null ? longs[i] : Half.narrow(floats[i]);
             for (int k = 0; k < width; k++) {
                 found[width * i + k] = (byte) (bits >> 8 * k);
             }

@@ -200,11 +200,9 @@ public final class Transport implements Closeable {
                     return null;
                 }
             });
-            if (part.length() == ref.size && Bytes.hex(Bytes.sha256(Files.read(part))).equals(ref.sha256)) {
-                Files.move(part, blobs.path(ref));
+            if (blobs.accept(ref)) {
                 return;
             }
-            Files.delete(part);
         }
         throw new TrustError(connection.url + " has a damaged blob " + ref.sha256.substring(0, 12)
                 + "…; it was not kept. Tell its operator");

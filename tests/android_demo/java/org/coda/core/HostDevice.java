@@ -4,6 +4,8 @@ import org.coda.core.CodaError.Yielded;
 
 import java.io.File;
 import java.io.IOException;
+import java.lang.management.ManagementFactory;
+import java.lang.management.ThreadMXBean;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -16,6 +18,8 @@ import java.util.Map;
  * events (so many are made up), record (the file for a benchmark's record), export (that for the user's data).
  */
 public final class HostDevice {
+    private static final ThreadMXBean THREADS = ManagementFactory.getThreadMXBean();
+
     private HostDevice() {}
 
     public static void main(String[] args) throws IOException {
@@ -114,6 +118,7 @@ public final class HostDevice {
             }
         };
         double[] cpu = new JvmMeter().cpuSeconds();
+        long thread = THREADS.getCurrentThreadCpuTime();
         PipeEngine.spentS = 0;
         ByteCounter counter = new ByteCounter(Long.MAX_VALUE);
         try (Transport transport = home.transport(counter)) {
@@ -121,7 +126,8 @@ public final class HostDevice {
                     Long.getLong("seed", 0), !Boolean.getBoolean("alone"));
             Map<String, Object> found = round.run().fields();
             double[] after = new JvmMeter().cpuSeconds();
-            found.put("cpu_s", after[0] + after[1] - cpu[0] - cpu[1] - PipeEngine.spentS);
+            found.put("thread_cpu_s", (THREADS.getCurrentThreadCpuTime() - thread) / 1e9 - PipeEngine.spentS);
+            found.put("process_cpu_s", after[0] + after[1] - cpu[0] - cpu[1] - PipeEngine.spentS);
             found.put("up", counter.total()[0]);
             found.put("down", counter.total()[1]);
             List<Store.RoundRow> rows = home.store.rounds();

@@ -1,17 +1,18 @@
 package org.coda.core;
 
-import java.io.File;
+import java.io.FileInputStream;
 import java.io.FileOutputStream;
 import java.io.IOException;
-import java.util.Scanner;
+import java.nio.charset.StandardCharsets;
 
 /** What Linux tells of a JVM. */
 final class JvmMeter implements Meter {
     private boolean resettable;
 
     private static String read(String path) {
-        try (Scanner scanner = new Scanner(new File(path), "UTF-8")) {
-            return scanner.useDelimiter("\\A").next();
+        byte[] text = new byte[8192];
+        try (FileInputStream file = new FileInputStream(path)) {
+            return new String(text, 0, file.read(text), StandardCharsets.US_ASCII);
         } catch (IOException error) {
             throw new IllegalStateException(error);
         }
@@ -36,12 +37,9 @@ final class JvmMeter implements Meter {
 
     @Override
     public double peakMib() {
-        for (String line : read("/proc/self/status").split("\n")) {
-            if (line.startsWith("VmHWM:")) {
-                return Long.parseLong(line.replaceAll("\\D", "")) / 1024.0;
-            }
-        }
-        throw new IllegalStateException("no VmHWM");
+        String status = read("/proc/self/status");
+        int from = status.indexOf("VmHWM:") + "VmHWM:".length();
+        return Long.parseLong(status.substring(from, status.indexOf("kB", from)).trim()) / 1024.0;
     }
 
     @Override
