@@ -11,7 +11,7 @@ cd "$out/work"
 
 aapt2 compile --dir "$demo/app/res" -o res.zip
 aapt2 link -o base.apk -I "$toolchain/android.jar" --manifest "$demo/app/AndroidManifest.xml" --java gen res.zip 2>aapt2.log || { cat aapt2.log >&2; exit 1; }
-mapfile -t sources < <(find "$demo/core/src" "$demo/app/src" "$demo/app/compat" gen -name '*.java' | sort)
+mapfile -t sources < <(find "$demo/core/src" "$demo/app/src" "$demo/app/engines/executorch" "$demo/app/compat" gen -name '*.java' | sort)
 # The boot class path is the platform's of API 23, so a call of anything newer, or of a desktop's class, does not compile.
 javac -nowarn -Xlint:-options -source 8 -target 8 -encoding UTF-8 -bootclasspath "$toolchain/android.jar" \
   -cp "$toolchain/executorch.jar" -d classes "${sources[@]}" 2>javac.log || { cat javac.log >&2; exit 1; }

@@ -143,11 +143,14 @@ def junit(classpath: str) -> Callable[..., str]:
 
 @dataclass(frozen=True)
 class HostDevice:
-    """A device on a JVM; see HostDevice.java. home: its folder, laid out as Python's."""
+    """A device on a JVM; see HostDevice.java. home: its folder, laid out as Python's. main: the class that is started.
+    engine: the command of the process that runs the graphs; "" for ExecuTorch's."""
 
     classpath: str
     home: Path
     published: Published
+    main: str = "HostDevice"
+    engine: str = ""
 
     def run(self, status: int = 0, **properties: object) -> list[dict[str, Any]]:
         """The JSON lines that it printed: a report for each round, then what it ranks highest."""
@@ -168,13 +171,13 @@ class HostDevice:
     def command(self, **properties: object) -> list[str]:
         """To be followed by a class."""
         helper = Path(__file__).parent / "engine_helper.py"
-        engine = f"{sys.executable} {helper} {self.published.bundle} {self.published.trust}"
+        engine = self.engine or f"{sys.executable} {helper} {self.published.bundle} {self.published.trust}"
         words = [f"-D{name}={value}" for name, value in {"engine": engine, **properties}.items()]
         return ["java", *SHORT_LIVED, *words, "-cp", self.classpath]
 
     def start(self, room_kib: int = 0, **properties: object) -> subprocess.CompletedProcess[str]:
         given = {"home": self.home, "trust": self.published.trust} | properties
-        command = [*self.command(**given), "org.coda.core.HostDevice"]
+        command = [*self.command(**given), f"org.coda.core.{self.main}"]
         if room_kib:
             command = ["bash", "-c", f'ulimit -f {room_kib}; exec "$@"', "bash", *command]
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}

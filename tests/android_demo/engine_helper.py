@@ -1,4 +1,4 @@
-"""ExecuTorch for a JVM: runs the graphs of a bundle, asked over standard input, answered over standard output.
+"""An engine for a JVM, ExecuTorch if no other is named: runs the graphs of a bundle, asked over standard input, answered over standard output.
 
 A call is a byte, a length and so many bytes. `L`: the path of an unpacked graph, named by its blob's sha256; the answer
 is its number. `R`: a number and a safetensors file of the inputs; the answer is one of the outputs. An answer is 0, a
@@ -26,13 +26,13 @@ def manifest_of(bundle: Path, trust: str) -> Manifest:
     return open_manifest(ref, BlobStore(bundle / "blobs").path(ref.manifest).read_bytes(), trust)
 
 
-def main(bundle: Path, trust: str) -> None:
+def main(bundle: Path, trust: str, name: str = "executorch") -> None:
     manifest = manifest_of(bundle, trust)
     specs: dict[str, GraphSpec] = {}
     for entry in manifest.graphs.values():
-        ref: FileRef = entry.files["executorch"].file
-        specs[ref.sha256] = entry.spec
-    engine = open_engine("executorch")
+        ref: FileRef = entry.files[name].file
+        specs[ref.sha256] = entry.spec_of(name)
+    engine = open_engine(name)
     graphs: list[Graph] = []
     read, write = sys.stdin.buffer, sys.stdout.buffer
     while head := read.read(5):
@@ -53,4 +53,4 @@ def main(bundle: Path, trust: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -165,7 +165,7 @@ def on_the_apk(apk, toolchain, classpath, tmp_path_factory) -> OnTheApk:
     needed("gcc", "nm")
     work = tmp_path_factory.mktemp("jvm")
     core, tests = classpath.split(":")[:2]
-    engine = [DEMO / "app/src/org/coda/app/ExecuTorchEngine.java"]
+    engine = [DEMO / "app/engines/executorch/org/coda/app/ExecuTorchEngine.java"]
     javac(work / "engine", engine, f"{core}:{toolchain / 'executorch.jar'}")
     javac(work / "apk", sorted(SOURCES.rglob("*.java")), f"{core}:{tests}:{work / 'engine'}:{':'.join(map(str, JARS))}")
     path = ":".join(map(str, (tests, work / "apk", *JARS)))  # the core and the engine come from the dex

@@ -8,6 +8,7 @@ import android.os.Process;
 
 import org.coda.core.ByteCounter;
 import org.coda.core.DeviceHome;
+import org.coda.core.Engine;
 import org.coda.core.Files;
 import org.coda.core.Report;
 import org.coda.core.Round;
@@ -25,9 +26,10 @@ import java.util.Map;
 /** This phone as a device: its folder, what it says of itself, and its rounds. */
 final class Device {
     static final String VERSION = "0.1.0";
-    private static final File CPUINFO = new File("/proc/cpuinfo");
     /** Bytes, both ways, of one round at most: a first pull of a large catalogue included. */
     private static final long MOST_BYTES = 256L << 20;
+
+    private static final String CONTRIBUTE = "contribute";
 
     private final Context context;
     private final File folder;
@@ -61,13 +63,14 @@ final class Device {
     Map<String, Object> capability() {
         ActivityManager.MemoryInfo memory = new ActivityManager.MemoryInfo();
         ((ActivityManager) context.getSystemService(Context.ACTIVITY_SERVICE)).getMemoryInfo(memory);
+        Engine engine = engine();
         Map<String, Object> found = new LinkedHashMap<>();
         found.put("runtime", VERSION);
         found.put("machine", Build.SUPPORTED_ABIS[0]);
         found.put("system", "Android " + Build.VERSION.RELEASE);
         found.put("cores", Runtime.getRuntime().availableProcessors());
         found.put("memory_mib", memory.totalMem >> 20);
-        found.put("engines", Collections.singletonMap("executorch", ExecuTorchEngine.VERSION));
+        found.put("engines", Collections.singletonMap(engine.name(), engine.version()));
         return found;
     }
 
@@ -78,20 +81,37 @@ final class Device {
             int me = Process.myUid();
             long up = TrafficStats.getUidTxBytes(me);
             long down = TrafficStats.getUidRxBytes(me);
+            home.rotateKeyIfDue(counter);
+            Round.Options options = new Round.Options();
+            options.seed = seed;
+            options.contribute = contributes(home);
+            Report report;
             try (Transport transport = home.transport(counter)) {
-                Report report = new Round(home, transport, new ExecuTorchEngine(CPUINFO), new AndroidMeter(context),
-                        watcher, new ZstdWriter(), seed, true).run();
-                Map<String, Object> platform = new LinkedHashMap<>();
-                platform.put("pss_mib", AndroidMeter.pssMib());
-                platform.put("uid_bytes_up", TrafficStats.getUidTxBytes(me) - up);
-                platform.put("uid_bytes_down", TrafficStats.getUidRxBytes(me) - down);
-                List<Store.RoundRow> rounds = home.store.rounds();
-                return Story.row(report, rounds.get(rounds.size() - 1).progress.traffic, platform);
+                report = new Round(home, transport, engine(), new AndroidMeter(context), watcher, new ZstdWriter(),
+                        options).run();
             }
+            home.rotateKeyIfDue(counter);
+            Map<String, Object> platform = new LinkedHashMap<>();
+            platform.put("pss_mib", AndroidMeter.pssMib());
+            platform.put("uid_bytes_up", TrafficStats.getUidTxBytes(me) - up);
+            platform.put("uid_bytes_down", TrafficStats.getUidRxBytes(me) - down);
+            List<Store.RoundRow> rounds = home.store.rounds();
+            return Story.row(report, rounds.get(rounds.size() - 1).progress.traffic, platform);
         }
     }
 
-    ExecuTorchEngine engine() {
-        return new ExecuTorchEngine(CPUINFO);
+    /** Whether the user hands samples to the pool. */
+    static boolean contributes(DeviceHome home) {
+        return "yes".equals(home.store.setting(CONTRIBUTE));
+    }
+
+    void contribute(boolean wanted) {
+        try (DeviceHome home = open()) {
+            home.store.set(CONTRIBUTE, wanted ? "yes" : "no");
+        }
+    }
+
+    Engine engine() {
+        return Engines.open();
     }
 }

@@ -44,6 +44,9 @@ final class Announced {
         }
         Answer found = transport.request("GET", "/v1/bundle", NOTHING, "bundle", "", "application/json", headers,
                 trusted == null ? new int[] {200, 304} : new int[] {200});
+        if (!found.head.header("coda-rotate-key").isEmpty()) {
+            home.store.set("rotation", "due");
+        }
         if (found.head.status == 304 && serving != null) {
             return new Announced(serving.ref, serving.etag, home.trusted());
         }

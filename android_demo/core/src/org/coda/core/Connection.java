@@ -90,7 +90,7 @@ final class Connection implements Closeable {
     /** @throws InputError not an http or https address, or one with more in it than host, port and path. */
     Connection(String url, ByteCounter counter) {
         this.counter = counter;
-        String plain = url.endsWith("/") ? url.substring(0, url.length() - 1) : url;
+        String plain = address(url);
         URI parts = null;
         try {
             parts = new URI(plain);
@@ -109,6 +109,11 @@ final class Connection implements Closeable {
         host = parts.getHost();
         port = parts.getPort() > 0 ? parts.getPort() : tls ? 443 : 80;
         prefix = parts.getRawPath() == null ? "" : parts.getRawPath();
+    }
+
+    /** A server's address as it is stored. */
+    static String address(String url) {
+        return url.endsWith("/") ? url.substring(0, url.length() - 1) : url;
     }
 
     @Override

@@ -10,6 +10,10 @@ import org.coda.core.Store.Serving;
 
 import java.io.Closeable;
 import java.io.File;
+import java.io.IOException;
+import java.io.RandomAccessFile;
+import java.nio.channels.FileLock;
+import java.nio.channels.OverlappingFileLockException;
 import java.util.Arrays;
 import java.util.Collections;
 import java.util.HashSet;
@@ -83,7 +87,73 @@ public final class DeviceHome implements Closeable {
 
     /** Calls to the server that this device is enrolled at. */
     public Transport transport(ByteCounter counter) {
-        return new Transport(server(), counter, signer(), device());
+        Signer signer = signer();
+        return new Transport(server(), counter, signer, idOf(signer, server()));
+    }
+
+    /** The id that a server knows a key by: that of the device's first key there, or else the key's own. */
+    private String idOf(Signer signer, String server) {
+        String keys = store.setting("keys");
+        boolean known = keys != null && Arrays.asList(keys.split(",")).contains(signer.publicKey)
+                && server.equals(store.setting("server"));
+        return known ? device() : Signer.deviceId(signer.publicKey);
+    }
+
+    /** Something done by one process and one thread at a time. */
+    interface Work<T> {
+        T run();
+    }
+
+    /** @throws StoreError another one holds this home. */
+    <T> T locked(Work<T> work) {
+        Files.makeFolder(path);
+        try (RandomAccessFile file = new RandomAccessFile(new File(path, "lock"), "rw");
+                FileLock lock = file.getChannel().tryLock()) {
+            if (lock == null) {
+                throw new StoreError("another process runs a round here; wait for it, or stop it");
+            }
+            return work.run();
+        } catch (OverlappingFileLockException error) {
+            throw new StoreError("a round is running already; wait for it, or stop it");
+        } catch (IOException error) {
+            throw new StoreError("cannot lock " + path + ": " + error.getMessage());
+        }
+    }
+
+    /** Where a rotation was cut off, or the server has asked for one: what to do before rounds and after them. */
+    public void rotateKeyIfDue(ByteCounter counter) {
+        if (new File(path, "device.next.key").exists() || "due".equals(store.setting("rotation"))) {
+            rotateKey(counter);
+        }
+    }
+
+    /**
+     * Replace the device's key by a new one, at the server first; its id stays. If it is cut off, the next call ends it
+     * with the same new key.
+     *
+     * @throws CodaError the server cannot be reached or refuses, or the disk does; the old key is still in use.
+     */
+    public void rotateKey(final ByteCounter counter) {
+        locked(new Work<Void>() {
+            @Override
+            public Void run() {
+                File next = new File(path, "device.next.key");
+                Signer old = signer();
+                Signer following = Signer.openOrCreate(next);
+                String device = idOf(old, server());
+                store.set("device", device, "keys", old.publicKey + "," + following.publicKey);
+                Map<String, Object> message = new LinkedHashMap<>();
+                message.put("public_key", following.publicKey);
+                message.put("proof", following.sign(Signer.rotationText(device, following.publicKey)));
+                try (Transport transport = transport(counter)) {
+                    transport.request("POST", "/v1/keys", Json.bytes(message), "rotate key", "application/json",
+                            "application/json", Transport.noHeaders(), 200);
+                }
+                Files.move(next, new File(path, "device.key"));
+                store.set("rotation", "");
+                return null;
+            }
+        });
     }
 
     /**
@@ -101,7 +171,7 @@ public final class DeviceHome implements Closeable {
             Files.delete(trustFile("bundles.json"));
         }
         Signer signer = signer();
-        String device = Signer.deviceId(signer.publicKey);
+        String device = idOf(signer, Connection.address(server));
         Map<String, Object> message = new LinkedHashMap<>();
         message.put("public_key", signer.publicKey);
         message.put("capability", capability);

@@ -41,6 +41,15 @@ final class Fields {
         }
     }
 
+    /** The object itself, to be read again. */
+    Map<String, Object> members() {
+        Map<String, Object> found = new LinkedHashMap<>();
+        for (Map.Entry<?, ?> member : members.entrySet()) {
+            found.put((String) member.getKey(), member.getValue());
+        }
+        return found;
+    }
+
     boolean has(String name) {
         known.add(name);
         return members.get(name) != null;
@@ -160,11 +169,7 @@ final class Fields {
         if (!(value instanceof Map)) {
             throw wrong(name, "an object");
         }
-        Map<String, Object> found = new LinkedHashMap<>();
-        for (Map.Entry<?, ?> member : ((Map<?, ?>) value).entrySet()) {
-            found.put((String) member.getKey(), member.getValue());
-        }
-        return found;
+        return new Fields((Map<?, ?>) value, what).members();
     }
 
     Map<String, Double> numbers(String name) {

@@ -11,6 +11,8 @@ import java.util.Map;
 
 /** What a graph takes and gives, in its own order; see {@code device_runtime/engines/spec.py}. */
 public final class GraphSpec {
+    private static final String STEPS = "steps";
+
     public final List<TensorSpec> inputs;
     public final List<TensorSpec> outputs;
     /** Output -> the input that it feeds on the next call. */
@@ -27,6 +29,20 @@ public final class GraphSpec {
         public final String[] names;
         public final String role;
         public final String table;
+
+        /** Another one with a leading dimension for training steps. */
+        private TensorSpec(TensorSpec one) {
+            name = one.name;
+            dtype = one.dtype;
+            role = one.role;
+            table = one.table;
+            sizes = new int[one.sizes.length + 1];
+            names = new String[sizes.length];
+            sizes[0] = -1;
+            names[0] = STEPS;
+            System.arraycopy(one.sizes, 0, sizes, 1, one.sizes.length);
+            System.arraycopy(one.names, 0, names, 1, one.names.length);
+        }
 
         TensorSpec(Fields fields) {
             name = fields.string("name");
@@ -65,6 +81,40 @@ public final class GraphSpec {
         fields.nothingElse();
     }
 
+    private GraphSpec(List<TensorSpec> inputs, List<TensorSpec> outputs, Map<String, String> carry,
+            Map<String, int[]> bounds) {
+        this.inputs = inputs;
+        this.outputs = outputs;
+        this.carry = carry;
+        this.bounds = bounds;
+        fed = of("feature", "label", "weight", "hyper");
+    }
+
+    /**
+     * The same step, taken up to so many times in a call: batches, and outputs that are not carried, have a leading
+     * dimension for it.
+     */
+    GraphSpec stacked(int most) {
+        List<TensorSpec> given = new ArrayList<>();
+        for (TensorSpec tensor : inputs) {
+            boolean ofBatch = tensor.role.equals("feature") || tensor.role.equals("label")
+                    || tensor.role.equals("weight");
+            given.add(ofBatch ? new TensorSpec(tensor) : tensor);
+        }
+        List<TensorSpec> found = new ArrayList<>();
+        for (TensorSpec tensor : outputs) {
+            found.add(carry.containsKey(tensor.name) ? tensor : new TensorSpec(tensor));
+        }
+        Map<String, int[]> bounded = new HashMap<>(bounds);
+        bounded.put(STEPS, new int[] {1, most});
+        return new GraphSpec(given, found, carry, bounded);
+    }
+
+    /** How many training steps a call takes, at most; 0 where batches have no dimension for them. */
+    public int steps() {
+        return bounds.containsKey(STEPS) ? bounds.get(STEPS)[1] : 0;
+    }
+
     private static List<TensorSpec> tensors(List<Fields> given) {
         List<TensorSpec> found = new ArrayList<>();
         for (Fields each : given) {
@@ -87,8 +137,9 @@ public final class GraphSpec {
     /** How many samples a call takes. */
     public int batch() {
         for (TensorSpec tensor : of("feature")) {
-            if (tensor.sizes[0] > 0) {
-                return tensor.sizes[0];
+            int size = tensor.sizes[STEPS.equals(tensor.names[0]) ? 1 : 0];
+            if (size > 0) {
+                return size;
             }
         }
         throw new EngineError("this graph takes no batch of samples");

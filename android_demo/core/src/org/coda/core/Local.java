@@ -18,6 +18,8 @@ final class Local {
     final SampleBatch train;
     final SampleBatch heldOut;
     final SampleBatch everything;
+    /** Seconds, of those to train on. */
+    final long[] times;
     /** Events of items that the catalogue does not have. */
     final int unknown;
     /** The items that were liked, oldest first. */
@@ -58,6 +60,7 @@ final class Local {
         everything = new SampleBatch(schema, columns, Arrays.copyOf(label, count));
         int judged = count == 0 ? 0 : Personalize.judged(count, model.manifest.settings.holdout);
         train = everything.take(Ints.range(0, count - judged));
+        times = Arrays.copyOf(second, count - judged);
         heldOut = everything.take(Ints.range(count - judged, count));
     }
 

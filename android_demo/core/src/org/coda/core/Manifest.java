@@ -114,6 +114,8 @@ public final class Manifest {
         public final GraphSpec spec;
         /** By an engine's format. */
         public final Map<String, FileRef> files = new LinkedHashMap<>();
+        /** Training steps that one call of a file takes, at most; 0 where it takes one batch. By format. */
+        private final Map<String, Integer> steps = new LinkedHashMap<>();
         /** Version of the engine that the exporter lowered and checked the file with, by format. */
         public final Map<String, String> madeFor = new LinkedHashMap<>();
         /** Null but of step graphs. */
@@ -125,10 +127,17 @@ public final class Manifest {
             for (String format : fields.map("files").keySet()) {
                 Fields made = given.object(format);
                 files.put(format, new FileRef(made.object("file")));
+                steps.put(format, made.int32("steps", 0));
                 madeFor.put(format, made.object("parity").string("engine_version"));
             }
             golden = fields.has("golden") ? new Golden(fields.object("golden")) : null;
             fields.nothingElse();
+        }
+
+        /** What the file for an engine takes and gives. */
+        GraphSpec specOf(String format) {
+            int most = steps.containsKey(format) ? steps.get(format) : 0;
+            return most > 0 ? spec.stacked(most) : spec;
         }
     }
 

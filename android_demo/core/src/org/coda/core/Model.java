@@ -110,7 +110,7 @@ public final class Model implements Closeable {
             if (ref == null) {
                 throw new EngineError("the bundle has no " + engine.format() + " file for the graph '" + name + "'");
             }
-            found = engine.load(blobs.unpacked(ref), spec(name));
+            found = engine.load(blobs.unpacked(ref), manifest.graphs.get(name).specOf(engine.format()));
             graphs.put(name, found);
         }
         return found;

@@ -42,11 +42,13 @@ final class Personalize {
      * where the settings have {@code row_steps}, else by joining the passes.
      *
      * @param table the rows of both.
-     * @param kept null where nothing was kept; likewise keptWeights.
+     * @param found null where nothing was filtered.
      */
-    static Weights tune(Model model, Weights weights, LocalTable table, SampleBatch local, SampleBatch kept,
-            float[] keptWeights, Pcg64 random) {
-        RoundSettings settings = model.manifest.settings;
+    static Weights tune(Model model, RoundSettings settings, LocalTable table, SampleBatch local, Augmentation found,
+            Pcg64 random) {
+        Weights weights = model.base;
+        SampleBatch kept = found == null ? null : found.kept;
+        float[] keptWeights = found == null ? null : found.weights;
         Map<String, Tensor> values = model.values("step", weights, table);
         boolean augmented = kept != null && kept.size() > 0;
         Map<String, Tensor> trained = new LinkedHashMap<>(values);
@@ -55,12 +57,12 @@ final class Personalize {
             for (int i = 0; i < outside.length; i++) {
                 outside[i] = (float) settings.outsideWeight * keptWeights[i];
             }
-            trained = passes(model, weights, table, values, local, kept, outside, random);
+            trained = passes(model, settings, table, values, local, kept, outside, random);
         } else if (!augmented || local.size() > 0) {
-            trained = passes(model, weights, table, values, local, null, null, random);
+            trained = passes(model, settings, table, values, local, null, null, random);
         }
         if (augmented && settings.rowSteps > 0) {
-            trained = Reach.reach(model, trained, table, kept, change(model, weights, table, kept, keptWeights),
+            trained = Reach.reach(model, settings, trained, table, kept, change(model, settings, table, kept, keptWeights),
                     table.local(Ints.join(local.ids(Model.VOCABULARY), past(kept))), random);
         }
         if (settings.interpolation < 1) {
@@ -70,13 +72,13 @@ final class Personalize {
     }
 
     /** By how much the logits of kept samples should change: a share of the way to their soft labels. */
-    private static double[] change(Model model, Weights weights, LocalTable table, SampleBatch kept,
+    private static double[] change(Model model, RoundSettings settings, LocalTable table, SampleBatch kept,
             float[] keptWeights) {
-        float[] logits = model.logits(kept, table, weights);
+        float[] logits = model.logits(kept, table, model.base);
         double[] found = new double[logits.length];
         for (int i = 0; i < found.length; i++) {
             double p = Math.max(1e-6, Math.min(1 - 1e-6, kept.labels[i]));
-            double share = model.manifest.settings.rowShare * Math.max(0, Math.min(1, 2 * (double) keptWeights[i]));
+            double share = settings.rowShare * Math.max(0, Math.min(1, 2 * (double) keptWeights[i]));
             found[i] = share * (Math.log(p / (1 - p)) - logits[i]);
         }
         return found;
@@ -92,16 +94,15 @@ final class Personalize {
     }
 
     /** Values after passes over local samples, and over others where there are any. */
-    private static Map<String, Tensor> passes(Model model, Weights weights, LocalTable table,
+    private static Map<String, Tensor> passes(Model model, RoundSettings settings, LocalTable table,
             Map<String, Tensor> values, SampleBatch local, SampleBatch others, float[] othersWeights, Pcg64 random) {
-        RoundSettings settings = model.manifest.settings;
         SampleBatch samples = local;
         float[] weight = Floats.filled(local.size(), 1);
-        float[] labels = labels(model, weights, table, local);
+        float[] labels = labels(model, settings, table, local);
         if (others != null) {
             samples = SampleBatch.join(local, others);
             weight = Floats.join(weight, othersWeights);
-            labels = Floats.join(labels, labels(model, weights, table, others));
+            labels = Floats.join(labels, labels(model, settings, table, others));
         }
         Map<String, Tensor> columns = Tables.features(samples, table);
         Map<String, Tensor> start = values;
@@ -139,11 +140,11 @@ final class Personalize {
         }
     }
 
-    private static float[] labels(Model model, Weights weights, LocalTable table, SampleBatch samples) {
-        if (!model.manifest.settings.labelCorrection || samples.size() == 0) {
+    private static float[] labels(Model model, RoundSettings settings, LocalTable table, SampleBatch samples) {
+        if (!settings.labelCorrection || samples.size() == 0) {
             return samples.labels;
         }
-        float[] logits = model.logits(samples, table, weights);
+        float[] logits = model.logits(samples, table, model.base);
         double[] probability = new double[logits.length];
         for (int i = 0; i < logits.length; i++) {
             probability[i] = Metrics.sigmoid(logits[i]);

@@ -75,18 +75,18 @@ final class Reach {
      * @param change of logits, for each sample.
      * @param still rows of the table that stay.
      */
-    static Map<String, Tensor> reach(Model model, Map<String, Tensor> values, LocalTable table, SampleBatch samples,
-            double[] change, long[] still, Pcg64 random) {
+    static Map<String, Tensor> reach(Model model, RoundSettings settings, Map<String, Tensor> values, LocalTable table,
+            SampleBatch samples, double[] change, long[] still, Pcg64 random) {
         Reach reach = new Reach(model, values, table, samples);
         Map<String, Tensor> found = new LinkedHashMap<>(values);
         if (!reach.moving.isEmpty() && samples.size() > 0) {
-            found.putAll(reach.rows(change, still, table.ids.length, random));
+            found.putAll(reach.rows(settings, change, still, table.ids.length, random));
         }
         return found;
     }
 
-    private Map<String, Tensor> rows(double[] change, long[] still, int height, Pcg64 random) {
-        RoundSettings settings = model.manifest.settings;
+    private Map<String, Tensor> rows(RoundSettings settings, double[] change, long[] still, int height,
+            Pcg64 random) {
         long[] at = columns.get(item()).longs;
         int n = at.length;
         boolean[] stays = new boolean[height];

@@ -5,9 +5,8 @@ import org.coda.core.CodaError.InputError;
 import org.coda.core.CodaError.Refused;
 import org.coda.core.CodaError.StoreError;
 import org.coda.core.CodaError.TransportError;
-import org.coda.core.CodaError.TrustError;
+import org.coda.core.CodaError.WireError;
 import org.coda.core.CodaError.Yielded;
-import org.coda.core.Manifest.FileRef;
 import org.coda.core.Model.Weights;
 import org.coda.core.Store.RoundRow;
 import org.coda.core.Store.Serving;
@@ -16,10 +15,6 @@ import org.coda.core.Transport.Answer;
 import org.coda.core.Wire.Rows;
 
 import java.io.File;
-import java.io.IOException;
-import java.io.RandomAccessFile;
-import java.nio.channels.FileLock;
-import java.nio.channels.OverlappingFileLockException;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -47,38 +42,40 @@ public final class Round {
     private final DeviceHome home;
     private final Transport transport;
     private final Engine engine;
-    private final Meter meter;
     private final Watcher watcher;
     private final Compressor compressor;
-    private final long seed;
-    private final boolean match;
-    private final Map<String, long[]> before = new LinkedHashMap<>();
-    private final List<Report.Phase> records = new ArrayList<>();
+    private final Options options;
+    private final RoundCost cost;
 
     private String id;
     private String state;
     private Progress progress;
     private File files;
-    private List<Report.Phase> earlierPhases;
-    private Map<String, long[]> earlierTraffic;
     private Model model;
     private Local local;
     private Wire.Answer answer;
 
-    /**
-     * @param seed of everything random on the device.
-     * @param match false trains on local samples alone.
-     */
+    /** What a round is asked to do. */
+    public static final class Options {
+        /** Of everything random on the device. */
+        public long seed;
+        /** False trains on local samples alone. */
+        public boolean match = true;
+        /** Hand the training samples to the pool afterwards; only ever by the user's choice. */
+        public boolean contribute;
+        /** Try configurations that the cloud wants compared, of which only figures leave the device. */
+        public boolean evaluate = true;
+    }
+
     public Round(DeviceHome home, Transport transport, Engine engine, Meter meter, Watcher watcher,
-            Compressor compressor, long seed, boolean match) {
+            Compressor compressor, Options options) {
         this.home = home;
         this.transport = transport;
         this.engine = new AskingEngine(engine, watcher);
-        this.meter = meter;
         this.watcher = watcher;
         this.compressor = compressor;
-        this.seed = seed;
-        this.match = match;
+        this.options = options;
+        this.cost = new RoundCost(meter, transport.counter, home.path);
     }
 
     /**
@@ -89,17 +86,13 @@ public final class Round {
      * @throws CodaError the round failed; it is recorded and reported as failed, and the old weights still serve.
      */
     public Report run() {
-        Files.makeFolder(home.path);
-        try (RandomAccessFile file = new RandomAccessFile(new File(home.path, "lock"), "rw");
-                FileLock lock = file.getChannel().tryLock()) {
-            if (lock == null) {
-                throw new StoreError("another process runs a round here; wait for it, or stop it");
-            }
-            return locked();
-        } catch (OverlappingFileLockException error) {
-            throw new StoreError("a round is running already; wait for it, or stop it");
-        } catch (IOException error) {
-            throw new StoreError("cannot lock " + home.path + ": " + error.getMessage());
+        try {
+            return home.locked(new DeviceHome.Work<Report>() {
+                @Override
+                public Report run() {
+                    return locked();
+                }
+            });
         } finally {
             if (model != null) {
                 model.close();
@@ -108,14 +101,10 @@ public final class Round {
     }
 
     private Report locked() {
-        for (Map.Entry<String, long[]> each : transport.counter.byLabel.entrySet()) {
-            before.put(each.getKey(), each.getValue().clone());
-        }
         open(System.currentTimeMillis() / 1000.0);
         Serving serving = home.store.bundle();
         transport.bundle = serving == null ? 0 : serving.ref.version;
-        earlierPhases = new ArrayList<>(progress.phases);
-        earlierTraffic = new LinkedHashMap<>(progress.traffic);
+        cost.startsAfter(progress);
         files = new File(home.rounds, id);
         for (File other : Files.list(home.rounds)) {
             if (!other.equals(files)) {
@@ -126,14 +115,14 @@ public final class Round {
             String onward;
             while (!Progress.isFinal(onward = step())) {
                 if (!onward.equals("activated")) { // which that step has committed with what it activates
-                    noteCost();
+                    cost.note(progress);
                     home.store.advanceRound(id, onward, progress);
                 }
                 state = onward;
             }
         } catch (Yielded | StoreError reason) { // it stays, to be taken up again: when the disk has room, say
             progress.stumbles += reason instanceof StoreError ? 1 : 0;
-            noteCost();
+            cost.note(progress);
             try {
                 home.store.noteProgress(id, progress);
             } catch (StoreError unwritten) {
@@ -178,7 +167,7 @@ public final class Round {
     }
 
     private Progress.Inputs inputs(long until, long ordinal) {
-        return new Progress.Inputs(seed, match, engine.name() + " " + engine.version(), until,
+        return new Progress.Inputs(options.seed, options.match, engine.name() + " " + engine.version(), until,
                 home.store.countEvents(until), ordinal);
     }
 
@@ -189,7 +178,7 @@ public final class Round {
             case "pulled":
                 return encode();
             case "encoded":
-                return match ? match() : tune();
+                return options.match ? match() : tune();
             case "matched":
                 return filter();
             case "filtered":
@@ -208,54 +197,21 @@ public final class Round {
         return new Pcg64(progress.streamOf(state));
     }
 
-    // -- metering ----------------------------------------------------------------------------------------------------
-
-    private interface Work {
-        void run();
+    /** Parts of a round whose cost is told apart. */
+    interface Phases {
+        void run(String name, Runnable work);
     }
 
-    private void phase(String name, Work work) {
-        watcher.phase(name);
-        long stored = Files.bytes(home.path);
-        long[] traffic = transport.counter.total();
-        meter.resetPeak();
-        Double energy = meter.energyJ();
-        double[] cpu = meter.cpuSeconds();
-        long started = System.nanoTime();
-        try {
-            work.run();
-        } finally {
-            double wall = (System.nanoTime() - started) / 1e9;
-            double[] after = meter.cpuSeconds();
-            Double used = meter.energyJ();
-            long[] moved = transport.counter.total();
-            records.add(new Report.Phase(name, micros(after[0] - cpu[0]), micros(after[1] - cpu[1]), micros(wall),
-                    meter.peakMib(), meter.peakSource(), Files.bytes(home.path) - stored, moved[0] - traffic[0],
-                    moved[1] - traffic[1], energy == null || used == null ? null : (Double) (used - energy),
-                    meter.temperatureC()));
+    private final Phases phases = new Phases() {
+        @Override
+        public void run(String name, Runnable work) {
+            watcher.phase(name);
+            cost.phase(name, work);
         }
-    }
+    };
 
-    /** Seconds to the microsecond: more digits mean nothing, and are written into the journal at every step. */
-    private static double micros(double seconds) {
-        return Math.rint(seconds * 1e6) / 1e6;
-    }
-
-    /** What this process has spent so far, added to what those before it had. */
-    private void noteCost() {
-        progress.phases = new ArrayList<>(earlierPhases);
-        progress.phases.addAll(records);
-        Map<String, long[]> traffic = new LinkedHashMap<>(earlierTraffic);
-        for (Map.Entry<String, long[]> each : transport.counter.byLabel.entrySet()) {
-            long[] was = before.containsKey(each.getKey()) ? before.get(each.getKey()) : new long[2];
-            long[] known = traffic.containsKey(each.getKey()) ? traffic.get(each.getKey()) : new long[2];
-            long up = each.getValue()[0] - was[0];
-            long down = each.getValue()[1] - was[1];
-            if (up > 0 || down > 0) {
-                traffic.put(each.getKey(), new long[] {known[0] + up, known[1] + down});
-            }
-        }
-        progress.traffic = traffic;
+    private void phase(String name, Runnable work) {
+        phases.run(name, work);
     }
 
     // -- what steps hand on, from memory or from the working files -----------------------------------------------------
@@ -309,38 +265,11 @@ public final class Round {
         }
         model = null;
         local = null;
-        final Announced[] found = new Announced[1];
-        phase("pull", new Work() {
-            @Override
-            public void run() {
-                found[0] = Announced.find(home, transport, engine.name());
-                transport.fetchBlob(found[0].ref.file(), home.blobs, "manifest");
-                Manifest manifest = home.manifest(found[0].ref, found[0].key);
-                for (Map.Entry<String, FileRef> file : manifest.files(engine.format()).entrySet()) {
-                    transport.fetchBlob(file.getValue(), home.blobs,
-                            file.getKey().startsWith("graph") ? "graphs" : "weights");
-                }
-                model = new Model(manifest, engine, home.blobs);
-                for (int number : model.shardsFor(home.store.items())) {
-                    transport.fetchBlob(manifest.tables.get(Model.VOCABULARY).shards.get(number), home.blobs,
-                            "item rows");
-                }
-            }
-        });
-        Manifest.Ref ref = found[0].ref;
-        String what = ref.manifest + "/" + engine.name() + "/" + engine.version();
-        if (!home.store.passed(what)) {
-            phase("self-test", new Work() {
-                @Override
-                public void run() {
-                    SelfTest.run(model);
-                }
-            });
-            home.store.passTest(what);
-        }
         Serving before = home.store.bundle();
         String key = before == null ? "" : home.trusted();
-        home.store.useBundle(ref, found[0].etag, found[0].key);
+        Pull pulled = new Pull(home, transport, engine, phases);
+        model = pulled.model;
+        Manifest.Ref ref = pulled.ref;
         if (before != null && !before.ref.manifest.equals(ref.manifest)) {
             compare(before.ref, key);
         }
@@ -353,7 +282,7 @@ public final class Round {
     /** How a release compares with the one before: by the AUC, on what this round holds out, of what served until now. */
     private void compare(final Manifest.Ref served, final String key) {
         progress.moved = true;
-        phase("compare", new Work() {
+        phase("compare", new Runnable() {
             @Override
             public void run() {
                 try (Model before = new Model(home.manifest(served, key), engine, home.blobs)) {
@@ -372,7 +301,7 @@ public final class Round {
     private String encode() {
         final String[] onward = {"encoded"};
         model();
-        phase("encode", new Work() {
+        phase("encode", new Runnable() {
             @Override
             public void run() {
                 SampleBatch everything = local().everything;
@@ -400,7 +329,7 @@ public final class Round {
     private String match() {
         model();
         try {
-            phase("match", new Work() {
+            phase("match", new Runnable() {
                 @Override
                 public void run() {
                     byte[] body = tensors("encoded").get("query").data();
@@ -428,7 +357,7 @@ public final class Round {
             return tune();
         }
         local();
-        phase("filter", new Work() {
+        phase("filter", new Runnable() {
             @Override
             public void run() {
                 int start = model.manifest.filterFrom;
@@ -474,24 +403,27 @@ public final class Round {
                 (double) Floats.mean(labels));
     }
 
+    /** What the filter kept; null where there was nothing to filter. */
+    private Augmentation augmentation() {
+        if (answer() == null || !progress.files.containsKey("filter")) {
+            return null;
+        }
+        Map<String, Tensor> found = tensors("filter");
+        SampleBatch kept = answer.candidates.take(Ints.of(found.get("kept").longs));
+        if (model.manifest.settings.pooled) {
+            kept = Candidates.withHistoryOf(kept, local().everything);
+        }
+        return new Augmentation(kept.labelled(found.get("labels").floats), found.get("weights").floats);
+    }
+
     private String tune() {
         local();
-        phase("tune", new Work() {
+        phase("tune", new Runnable() {
             @Override
             public void run() {
                 LocalTable base = model.table(ids(), model.base, rows());
-                SampleBatch kept = null;
-                float[] weights = null;
-                if (answer() != null && progress.files.containsKey("filter")) {
-                    Map<String, Tensor> found = tensors("filter");
-                    kept = answer.candidates.take(Ints.of(found.get("kept").longs));
-                    if (model.manifest.settings.pooled) {
-                        kept = Candidates.withHistoryOf(kept, local.everything);
-                    }
-                    kept = kept.labelled(found.get("labels").floats);
-                    weights = found.get("weights").floats;
-                }
-                Weights tuned = Personalize.tune(model, model.base, base, local.train, kept, weights, random());
+                Augmentation found = augmentation();
+                Weights tuned = Personalize.tune(model, model.manifest.settings, base, local.train, found, random());
                 keep("tuned", Safetensors.write(tuned.tensors()));
             }
         });
@@ -500,7 +432,7 @@ public final class Round {
 
     private String judge() {
         local();
-        phase("judge", new Work() {
+        phase("judge", new Runnable() {
             @Override
             public void run() {
                 Weights tuned = Weights.of(tensors("tuned"));
@@ -517,7 +449,7 @@ public final class Round {
 
     private String activate() {
         final boolean better = progress.verdict != null && progress.verdict.activate;
-        phase("activate", new Work() {
+        phase("activate", new Runnable() {
             @Override
             public void run() {
                 if (better) {
@@ -525,14 +457,16 @@ public final class Round {
                 }
             }
         });
-        noteCost();
+        cost.note(progress);
         home.store.activateRound(id, progress, better ? id : "");
         return "activated";
     }
 
     private String conclude() {
         model();
-        phase("clean", new Work() {
+        final boolean evaluates = options.evaluate && transport.stale.contains("evaluation");
+        final Augmentation found = evaluates ? augmentation() : null;
+        phase("clean", new Runnable() {
             @Override
             public void run() {
                 home.dropSuperseded();
@@ -543,14 +477,41 @@ public final class Round {
                 Files.delete(files);
             }
         });
+        if (options.contribute) {
+            phase("contribute", new Runnable() {
+                @Override
+                public void run() {
+                    Contributing.contribute(home.store, transport, local(), compressor);
+                }
+            });
+        }
+        if (evaluates) {
+            phase("evaluate", new Runnable() {
+                @Override
+                public void run() {
+                    evaluate(found);
+                }
+            });
+        }
         return "done";
+    }
+
+    /** Do the evaluation that the server has for this device. If it fails, the round is none the worse. */
+    private void evaluate(Augmentation found) {
+        try {
+            LocalTable table = model.table(ids(), model.base, rows());
+            long[] seed = progress.streamOf("filtered"); // as the round itself tuned
+            Evaluating.evaluate(transport, model, local(), table, found, seed);
+        } catch (TransportError | WireError | EngineError | InputError failed) {
+            return;
+        }
     }
 
     // -- report ------------------------------------------------------------------------------------------------------
 
     /** Record the round, then deliver its report and those that could not be delivered before. */
     private Report finish(String last, String error) {
-        noteCost();
+        cost.note(progress);
         Report report = new Report(id, engine.name(), progress, error);
         home.store.finishRound(id, last, report, progress);
         Files.delete(files);
@@ -565,56 +526,9 @@ public final class Round {
         } catch (TransportError | Yielded undelivered) {
             // the outbox keeps them for the next round
         }
-        noteCost();
+        cost.note(progress);
         home.store.noteProgress(id, progress);
+        home.store.set("stale", transport.stale);
         return report;
-    }
-
-    /** An engine whose graphs ask the watcher before each run. */
-    private static final class AskingEngine implements Engine {
-        private final Engine engine;
-        private final Watcher watcher;
-
-        AskingEngine(Engine engine, Watcher watcher) {
-            this.engine = engine;
-            this.watcher = watcher;
-        }
-
-        @Override
-        public String name() {
-            return engine.name();
-        }
-
-        @Override
-        public String version() {
-            return engine.version();
-        }
-
-        @Override
-        public String format() {
-            return engine.format();
-        }
-
-        @Override
-        public Graph load(File path, GraphSpec spec) {
-            final Graph graph = engine.load(path, spec);
-            return new Graph() {
-                @Override
-                public GraphSpec spec() {
-                    return graph.spec();
-                }
-
-                @Override
-                public Map<String, Tensor> run(Map<String, Tensor> inputs) {
-                    watcher.pulse();
-                    return graph.run(inputs);
-                }
-
-                @Override
-                public void close() {
-                    graph.close();
-                }
-            };
-        }
     }
 }

@@ -1,5 +1,8 @@
 package org.coda.core;
 
+import java.util.LinkedHashMap;
+import java.util.Map;
+
 /** How a device runs a round: {@code bundle.RoundSettings} says what each does. */
 public final class RoundSettings {
     public final boolean pooled;
@@ -26,7 +29,11 @@ public final class RoundSettings {
     public final boolean judge;
     public final double tolerance;
 
+    /** As in the manifest. */
+    private final Map<String, Object> given;
+
     RoundSettings(Fields fields) {
+        given = fields.members();
         pooled = !fields.has("matching") || fields.oneOf("matching", "nearest", "pooled").equals("pooled");
         centroids = fields.int32("centroids", 8);
         candidates = fields.int32("candidates", 2000);
@@ -54,5 +61,12 @@ public final class RoundSettings {
             fields.has(ofServer);
         }
         fields.nothingElse();
+    }
+
+    /** The same settings, some changed. Raises: WireError: one that is none, or of another kind. */
+    RoundSettings with(Map<String, Object> changes) {
+        Map<String, Object> made = new LinkedHashMap<>(given);
+        made.putAll(changes);
+        return new RoundSettings(Fields.of(made, "the settings of an evaluation"));
     }
 }

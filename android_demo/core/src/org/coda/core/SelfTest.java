@@ -45,7 +45,7 @@ final class SelfTest {
         Engine.Graph graph = model.graph(name);
         double[] losses = new double[golden.losses.length];
         for (int i = 0; i < losses.length; i++) {
-            losses[i] = Trainer.advance(graph, current, batch, rate, rate);
+            losses[i] = Trainer.step(graph, current, batch, rate, rate);
             if (Double.isNaN(losses[i]) || Double.isInfinite(losses[i])) {
                 throw failed(model.engine, "the loss of step " + (i + 1) + " is " + losses[i]);
             }

@@ -95,6 +95,10 @@ public final class Signer {
                 + Bytes.hex(Bytes.sha256(body)));
     }
 
+    static byte[] rotationText(String device, String publicKey) {
+        return Bytes.utf8("coda-rotation\n" + device + "\n" + publicKey);
+    }
+
     static byte[] answerText(String nonce, byte[] body) {
         return Bytes.utf8("coda-answer\n" + nonce + "\n" + Bytes.hex(Bytes.sha256(body)));
     }

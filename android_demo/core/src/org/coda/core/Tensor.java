@@ -50,6 +50,11 @@ public final class Tensor {
         return new Tensor(other, shape, floats, longs);
     }
 
+    /** The same numbers in another shape of the same size. */
+    Tensor shaped(int... other) {
+        return new Tensor(dtype, other, floats, longs);
+    }
+
     public boolean isReal() {
         return floats != null;
     }

@@ -42,8 +42,27 @@ final class Trainer {
         return state;
     }
 
-    /** One step: updates the carried tensors in {@code values}, and returns the loss. */
-    static float advance(Engine.Graph graph, Map<String, Tensor> values, Map<String, Tensor> batch, double rate,
+    /** One step on a batch: updates the carried tensors in {@code values}, and returns the loss. */
+    static float step(Engine.Graph graph, Map<String, Tensor> values, Map<String, Tensor> batch, double rate,
+            double tableRate) {
+        Map<String, Tensor> given = new LinkedHashMap<>();
+        for (Map.Entry<String, Tensor> column : batch.entrySet()) {
+            given.put(column.getKey(), graph.spec().steps() > 0 ? stacked(column.getValue(), 1) : column.getValue());
+        }
+        return advance(graph, values, given, rate, tableRate)[0];
+    }
+
+    /** Rows as so many batches. */
+    private static Tensor stacked(Tensor rows, int count) {
+        int[] shape = new int[rows.shape.length + 1];
+        System.arraycopy(rows.shape, 0, shape, 1, rows.shape.length);
+        shape[0] = count;
+        shape[1] = rows.rows() / count;
+        return rows.shaped(shape);
+    }
+
+    /** As many steps as the batch is for: updates the carried tensors in {@code values}, and returns the losses. */
+    private static float[] advance(Engine.Graph graph, Map<String, Tensor> values, Map<String, Tensor> batch, double rate,
             double tableRate) {
         GraphSpec spec = graph.spec();
         Map<String, Tensor> given = new LinkedHashMap<>();
@@ -59,7 +78,7 @@ final class Trainer {
         for (Map.Entry<String, String> pair : spec.carry.entrySet()) {
             values.put(pair.getValue(), results.get(pair.getKey()));
         }
-        return results.get("loss").floats[0];
+        return results.get("loss").floats;
     }
 
     /**
@@ -70,6 +89,9 @@ final class Trainer {
      */
     static Map<String, Tensor> train(Engine.Graph graph, Map<String, Tensor> values, Map<String, Tensor> features,
             float[] labels, float[] weights, double rate, double tableRate, int epochs, Pcg64 random) {
+        if (!(rate > 0) || Double.isInfinite(rate)) {
+            throw new InputError("the learning rate must be a finite number above 0, not " + rate);
+        }
         GraphSpec spec = graph.spec();
         Map<String, Tensor> current = new LinkedHashMap<>(initialState(spec, values));
         current.putAll(values);
@@ -87,12 +109,16 @@ final class Trainer {
             throw new InputError("there are no samples of weight above 0 to train on");
         }
         int size = spec.batch();
+        boolean stacks = spec.steps() > 0;
+        int steps = (count + size - 1) / size;
         for (int epoch = 0; epoch < epochs; epoch++) {
             int[] order = random.permutation(count);
-            for (int start = 0; start < count; start += size) {
-                int[] at = new int[size];
-                float[] mass = new float[size];
-                for (int i = 0; i < size; i++) {
+            for (int step = 0; step < steps; step += Math.max(1, spec.steps())) {
+                int taken = Math.min(Math.max(1, spec.steps()), steps - step);
+                int start = step * size;
+                int[] at = new int[taken * size];
+                float[] mass = new float[taken * size];
+                for (int i = 0; i < at.length; i++) {
                     at[i] = used[start + i < count ? order[start + i] : 0];
                     mass[i] = start + i < count ? weights[at[i]] : 0;
                 }
@@ -100,11 +126,17 @@ final class Trainer {
                 for (Map.Entry<String, Tensor> column : features.entrySet()) {
                     batch.put(column.getKey(), column.getValue().take(at));
                 }
-                batch.put(spec.of("label").get(0).name, Tensor.of(Floats.take(labels, at), size));
-                batch.put(spec.of("weight").get(0).name, Tensor.of(mass, size));
-                float loss = advance(graph, current, batch, rate, tableRate);
-                if (Float.isNaN(loss) || Float.isInfinite(loss)) {
-                    throw diverged(epoch, "the loss became " + loss, rate);
+                batch.put(spec.of("label").get(0).name, Tensor.of(Floats.take(labels, at), at.length));
+                batch.put(spec.of("weight").get(0).name, Tensor.of(mass, at.length));
+                if (stacks) {
+                    for (Map.Entry<String, Tensor> column : batch.entrySet()) {
+                        column.setValue(stacked(column.getValue(), taken));
+                    }
+                }
+                for (float loss : advance(graph, current, batch, rate, tableRate)) {
+                    if (Float.isNaN(loss) || Float.isInfinite(loss)) {
+                        throw diverged(epoch, "the loss became " + loss, rate);
+                    }
                 }
             }
             for (String name : spec.carry.values()) {

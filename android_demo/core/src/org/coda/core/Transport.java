@@ -41,6 +41,8 @@ public final class Transport implements Closeable {
     private double offsetS;
     /** The version that the device runs, told on signed requests; 0 if it has none. */
     int bundle;
+    /** What answers have said to be stale, such as "bundle" or "evaluation"; "" if nothing was. */
+    String stale = "";
 
     /** An answer; nonce: of the request that it answers. */
     static final class Answer {
@@ -150,6 +152,7 @@ public final class Transport implements Closeable {
                     }
                     throw refusal;
                 }
+                stale = head.headers.containsKey("coda-stale") ? head.header("coda-stale") : stale;
                 boolean fits = accept.isEmpty() ? !head.mediaType().equals("text/html")
                         : content.length == 0 || head.mediaType().equals(accept);
                 if (!fits) {

@@ -238,7 +238,8 @@ public class CoreTest {
                 RandomAccessFile file = new RandomAccessFile(new File(folder.getRoot(), "lock"), "rw");
                 FileLock lock = file.getChannel().tryLock()) {
             assertTrue(lock.isValid());
-            new Round(home, transport, NO_ENGINE, new JvmMeter(), watcher, Compressor.NONE, 0, true).run();
+            new Round(home, transport, NO_ENGINE, new JvmMeter(), watcher, Compressor.NONE,
+                    new Round.Options()).run();
             fail();
         } catch (StoreError error) {
             assertEquals("a round is running already; wait for it, or stop it", error.getMessage());

@@ -15,7 +15,7 @@ import java.util.Map;
  * A device on a JVM: enrols if it has not, imports a history if one is given, runs rounds, and prints a line of JSON for
  * each. Properties: home, server, trust, history, seed, rounds, engine (a command), kill (the graph run after which the
  * process dies), yield (the one before which the round is put aside), keep (a folder for the working files of a round),
- * events (so many are made up), record (the file for a benchmark's record), export (that for the user's data).
+ * contribute (hand samples to the pool), rotate (replace the key first), events (so many are made up), record (the file for a benchmark's record), export (that for the user's data).
  */
 public final class HostDevice {
     private static final ThreadMXBean THREADS = ManagementFactory.getThreadMXBean();
@@ -56,11 +56,18 @@ public final class HostDevice {
                 MadeUpHistory.add(home, transport, engine.name(), Long.getLong("seed", 0), Integer.getInteger("events"));
             }
         }
+        if (Boolean.getBoolean("rotate")) {
+            home.rotateKey(new ByteCounter(Long.MAX_VALUE));
+        }
+        home.rotateKeyIfDue(new ByteCounter(Long.MAX_VALUE));
         List<Map<String, Object>> rows = new ArrayList<>();
         for (int round = 0; round < Integer.getInteger("rounds", 1); round++) {
             Map<String, Object> found = once(home, engine);
             System.out.println(Bytes.text(Json.bytes(found)));
             rows.add(row(home, found));
+        }
+        if (!rows.isEmpty()) {
+            home.rotateKeyIfDue(new ByteCounter(Long.MAX_VALUE));
         }
         if (System.getProperty("record") != null) {
             Map<String, Object> machine = new LinkedHashMap<>();
@@ -122,8 +129,10 @@ public final class HostDevice {
         PipeEngine.spentS = 0;
         ByteCounter counter = new ByteCounter(Long.MAX_VALUE);
         try (Transport transport = home.transport(counter)) {
-            Round round = new Round(home, transport, engine, new JvmMeter(), watcher, new ZstdWriter(),
-                    Long.getLong("seed", 0), !Boolean.getBoolean("alone"));
+            Round.Options options = new Round.Options();
+            options.seed = Long.getLong("seed", 0);
+            options.contribute = Boolean.getBoolean("contribute");
+            Round round = new Round(home, transport, engine, new JvmMeter(), watcher, new ZstdWriter(), options);
             Map<String, Object> found = round.run().fields();
             double[] after = new JvmMeter().cpuSeconds();
             found.put("thread_cpu_s", (THREADS.getCurrentThreadCpuTime() - thread) / 1e9 - PipeEngine.spentS);

@@ -11,7 +11,6 @@ import java.io.File;
 import java.io.IOException;
 import java.lang.management.ManagementFactory;
 import java.lang.management.ThreadMXBean;
-import java.nio.ByteBuffer;
 import java.util.Map;
 
 /** Graphs run by a process beside the JVM: see engine_helper.py. */
@@ -69,10 +68,22 @@ final class PipeEngine implements Engine, Closeable {
         }
     }
 
+    /** The other process's number of a graph. */
+    byte[] loaded(File path) {
+        return ask('L', Bytes.utf8(path.getPath()));
+    }
+
+    Map<String, Tensor> run(byte[] number, Map<String, Tensor> inputs) {
+        long started = THREADS.getCurrentThreadCpuTime();
+        byte[] call = Bytes.join(number, Safetensors.write(inputs));
+        Map<String, Tensor> found = Safetensors.read(ask('R', call), "the outputs");
+        spentS += (THREADS.getCurrentThreadCpuTime() - started) / 1e9;
+        return found;
+    }
+
     @Override
     public Graph load(File path, final GraphSpec spec) {
-        final byte[] number = ask('L', Bytes.utf8(path.getPath()));
-        assert ByteBuffer.wrap(number).getInt() >= 0;
+        final byte[] number = loaded(path);
         return new Graph() {
             @Override
             public GraphSpec spec() {
@@ -82,11 +93,7 @@ final class PipeEngine implements Engine, Closeable {
             @Override
             public Map<String, Tensor> run(Map<String, Tensor> inputs) {
                 spec.check(inputs);
-                long started = THREADS.getCurrentThreadCpuTime();
-                byte[] call = Bytes.join(number, Safetensors.write(inputs));
-                Map<String, Tensor> found = Safetensors.read(ask('R', call), "the outputs");
-                spentS += (THREADS.getCurrentThreadCpuTime() - started) / 1e9;
-                return found;
+                return PipeEngine.this.run(number, inputs);
             }
 
             @Override

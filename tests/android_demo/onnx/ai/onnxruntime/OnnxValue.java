@@ -1,0 +1,7 @@
+package ai.onnxruntime;
+
+/** As in the library. */
+public interface OnnxValue extends AutoCloseable {
+    @Override
+    void close();
+}
