@@ -6,7 +6,10 @@ import android.net.TrafficStats;
 import android.os.Build;
 import android.os.Process;
 
+import org.coda.core.Activity;
+import org.coda.core.ActivityLog;
 import org.coda.core.ByteCounter;
+import org.coda.core.CodaError;
 import org.coda.core.DeviceHome;
 import org.coda.core.Engine;
 import org.coda.core.Files;
@@ -82,6 +85,7 @@ final class Device {
             long up = TrafficStats.getUidTxBytes(me);
             long down = TrafficStats.getUidRxBytes(me);
             home.rotateKeyIfDue(counter);
+            home.digest();
             Round.Options options = new Round.Options();
             options.seed = seed;
             options.contribute = contributes(home);
@@ -101,8 +105,27 @@ final class Device {
     }
 
     /** Whether the user hands samples to the pool. */
-    static boolean contributes(DeviceHome home) {
+    private static boolean contributes(DeviceHome home) {
         return "yes".equals(home.store.setting(CONTRIBUTE));
+    }
+
+    /** The same, for the screen; false where nothing can be read. */
+    boolean contributes() {
+        if (!folder.exists()) {
+            return false;
+        }
+        try (DeviceHome home = open()) {
+            return contributes(home);
+        } catch (CodaError unreadable) { // the screen says so when it shows the rest
+            return false;
+        }
+    }
+
+    /** Note what the user saw or did. */
+    void note(List<Activity> events) {
+        try (DeviceHome home = open()) {
+            new ActivityLog(home.store).append(events);
+        }
     }
 
     void contribute(boolean wanted) {

@@ -1,6 +1,5 @@
 package org.coda.app;
 
-import android.app.Activity;
 import android.app.AlertDialog;
 import android.content.DialogInterface;
 import android.content.Intent;
@@ -18,6 +17,7 @@ import android.widget.ScrollView;
 import android.widget.Switch;
 import android.widget.TextView;
 
+import org.coda.core.Activity;
 import org.coda.core.ByteCounter;
 import org.coda.core.CodaError;
 import org.coda.core.CodaError.Yielded;
@@ -40,17 +40,17 @@ import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
-import java.util.Locale;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 
 /** The one screen. What it shows is read from the store, so it is the same after the app was killed. */
-public final class MainActivity extends Activity implements Round.Watcher {
+public final class MainActivity extends android.app.Activity implements Round.Watcher {
     private static final int IMPORT = 1;
     private static final int EXPORT = 2;
+    private static final int AUTHORITY = 3;
     private static final int EVENTS = 100;
-    private static final List<String> PHASES = Arrays.asList("pull", "self-test", "encode", "match", "filter", "tune",
-            "judge", "activate", "clean");
+    private static final List<String> PHASES = Arrays.asList("pull", "self-test", "compare", "encode", "match",
+            "filter", "tune", "judge", "activate", "clean", "contribute", "evaluate");
     /** Of the process, not of the screen: turning the phone does not start a second round beside the first. */
     private static final ExecutorService WORK = Executors.newSingleThreadExecutor();
     private static volatile boolean stopping;
@@ -60,7 +60,7 @@ public final class MainActivity extends Activity implements Round.Watcher {
     private EditText trust;
     private TextView summary;
     private TextView status;
-    private TextView ranking;
+    private RankingPage ranking;
     private TextView log;
     private ProgressBar progress;
     private CostPlot plot;
@@ -87,6 +87,7 @@ public final class MainActivity extends Activity implements Round.Watcher {
                 return "enrolled as " + device.enrol(text(server), text(trust));
             }
         });
+        picker("Trust a private server's certificate (PEM)", AUTHORITY);
         picker("Import history (CSV)", IMPORT);
         button("Make up a history", new Work() {
             @Override
@@ -127,6 +128,7 @@ public final class MainActivity extends Activity implements Round.Watcher {
             }
         });
         daily();
+        giving();
         progress = new ProgressBar(this, null, android.R.attr.progressBarStyleHorizontal);
         progress.setMax(PHASES.size());
         page.addView(progress);
@@ -134,7 +136,8 @@ public final class MainActivity extends Activity implements Round.Watcher {
         summary = label();
         plot = new CostPlot(this);
         page.addView(plot);
-        ranking = label();
+        ranking = new RankingPage(this);
+        page.addView(ranking);
         log = label();
         picker("Export my data", EXPORT);
         action("Erase everything", new View.OnClickListener() {
@@ -200,23 +203,37 @@ public final class MainActivity extends Activity implements Round.Watcher {
         action(name, new View.OnClickListener() {
             @Override
             public void onClick(View view) {
-                Intent intent = new Intent(request == IMPORT ? Intent.ACTION_OPEN_DOCUMENT
-                        : Intent.ACTION_CREATE_DOCUMENT);
+                Intent intent = new Intent(request == EXPORT ? Intent.ACTION_CREATE_DOCUMENT
+                        : Intent.ACTION_OPEN_DOCUMENT);
                 intent.addCategory(Intent.CATEGORY_OPENABLE);
-                intent.setType(request == IMPORT ? "*/*" : "application/json");
+                intent.setType(request == EXPORT ? "application/json" : "*/*");
                 intent.putExtra(Intent.EXTRA_TITLE, "coda-export.json");
                 startActivityForResult(intent, request);
             }
         });
     }
 
-    private void daily() {
+    private void toggle(String name, boolean on, final Choice choice) {
         Switch view = new Switch(this);
-        view.setText("A round a day while idle, charging and on Wi-Fi");
-        view.setChecked(RoundJob.isScheduled(this));
+        view.setText(name);
+        view.setChecked(on);
         view.setOnCheckedChangeListener(new CompoundButton.OnCheckedChangeListener() {
             @Override
             public void onCheckedChanged(CompoundButton button, boolean wanted) {
+                choice.make(wanted);
+            }
+        });
+        page.addView(view);
+    }
+
+    private interface Choice {
+        void make(boolean wanted);
+    }
+
+    private void daily() {
+        toggle("A round a day while idle, charging and on Wi-Fi", RoundJob.isScheduled(this), new Choice() {
+            @Override
+            public void make(boolean wanted) {
                 if (wanted) {
                     RoundJob.schedule(MainActivity.this);
                 } else {
@@ -224,7 +241,21 @@ public final class MainActivity extends Activity implements Round.Watcher {
                 }
             }
         });
-        page.addView(view);
+    }
+
+    private void giving() {
+        toggle("Give my samples to the pool, without my name", device.contributes(), new Choice() {
+            @Override
+            public void make(final boolean wanted) {
+                work("", new Work() {
+                    @Override
+                    public String run() {
+                        device.contribute(wanted);
+                        return wanted ? "rounds hand your training samples to the pool" : "your samples stay here";
+                    }
+                });
+            }
+        });
     }
 
     private void confirmErasure() {
@@ -253,12 +284,12 @@ public final class MainActivity extends Activity implements Round.Watcher {
         work("", new Work() {
             @Override
             public String run() throws IOException {
-                return request == IMPORT ? take(uri) : give(uri);
+                return request == IMPORT ? take(uri) : request == AUTHORITY ? trust(uri) : give(uri);
             }
         });
     }
 
-    private String take(Uri uri) throws IOException {
+    private byte[] content(Uri uri) throws IOException {
         ByteArrayOutputStream content = new ByteArrayOutputStream();
         try (InputStream in = getContentResolver().openInputStream(uri)) {
             byte[] chunk = new byte[1 << 16];
@@ -266,7 +297,20 @@ public final class MainActivity extends Activity implements Round.Watcher {
                 content.write(chunk, 0, got);
             }
         }
-        History history = new History(new String(content.toByteArray(), StandardCharsets.UTF_8));
+        return content.toByteArray();
+    }
+
+    private String trust(Uri uri) throws IOException {
+        byte[] pem = content(uri);
+        try (DeviceHome home = device.open()) {
+            home.trustAuthorities(pem);
+            return pem.length > 0 ? "servers are known by these certificates alone; an empty file undoes it"
+                    : "servers are known by the system's certificates";
+        }
+    }
+
+    private String take(Uri uri) throws IOException {
+        History history = new History(new String(content(uri), StandardCharsets.UTF_8));
         try (DeviceHome home = device.open()) {
             int came = home.store.addEvents(history.events);
             return came + " new events, " + (history.events.size() - came) + " already known, " + history.bad
@@ -283,18 +327,36 @@ public final class MainActivity extends Activity implements Round.Watcher {
 
     private String rank() {
         try (DeviceHome home = device.open(); Model model = home.model(device.engine())) {
-            final StringBuilder text = new StringBuilder();
-            for (Ranker.Ranked each : Ranker.rank(home, model, 10)) {
-                text.append(String.format(Locale.ROOT, "%.4f  %s%n", each.score, each.item));
-            }
+            final List<Ranker.Ranked> best = Ranker.rank(home, model, 10);
             runOnUiThread(new Runnable() {
                 @Override
                 public void run() {
-                    ranking.setText(text);
+                    leaveRanking();
+                    ranking.show(best);
                 }
             });
-            return "ranked by the weights that serve";
+            return "ranked by the weights that serve; tap what you like";
         }
+    }
+
+    /** Store what was seen and done on the ranking; the next round learns from it. */
+    private void leaveRanking() {
+        final List<Activity> events = ranking.leave();
+        if (!events.isEmpty()) {
+            work("", new Work() {
+                @Override
+                public String run() {
+                    device.note(events);
+                    return "what you saw and tapped is noted";
+                }
+            });
+        }
+    }
+
+    @Override
+    protected void onPause() {
+        super.onPause();
+        leaveRanking();
     }
 
     // -- work, one thing after another -------------------------------------------------------------------------------

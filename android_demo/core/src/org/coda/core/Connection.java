@@ -10,12 +10,11 @@ import java.io.BufferedInputStream;
 import java.io.ByteArrayOutputStream;
 import java.io.Closeable;
 import java.io.EOFException;
+import java.io.File;
 import java.io.IOException;
 import java.io.InputStream;
 import java.io.OutputStream;
-import java.lang.reflect.InvocationTargetException;
 import java.net.ConnectException;
-import java.net.InetSocketAddress;
 import java.net.Socket;
 import java.net.SocketTimeoutException;
 import java.net.URI;
@@ -27,9 +26,6 @@ import java.util.Locale;
 import java.util.Map;
 
 import javax.net.ssl.SSLException;
-import javax.net.ssl.SSLParameters;
-import javax.net.ssl.SSLSocket;
-import javax.net.ssl.SSLSocketFactory;
 
 /**
  * One kept HTTP/1.1 connection to one server. Of our own and not HttpURLConnection, because every byte must be counted,
@@ -46,6 +42,7 @@ final class Connection implements Closeable {
     private final boolean tls;
     private final String prefix;
     private final ByteCounter counter;
+    private final Route route;
     private Socket socket;
     private InputStream in;
     private String label = "";
@@ -87,8 +84,11 @@ final class Connection implements Closeable {
         }
     }
 
-    /** @throws InputError not an http or https address, or one with more in it than host, port and path. */
-    Connection(String url, ByteCounter counter) {
+    /**
+     * @param authorities certificates (PEM) to trust instead of the system's; null for the system's.
+     * @throws InputError not an http or https address, or one with more in it than host, port and path.
+     */
+    Connection(String url, ByteCounter counter, File authorities) {
         this.counter = counter;
         String plain = address(url);
         URI parts = null;
@@ -109,6 +109,7 @@ final class Connection implements Closeable {
         host = parts.getHost();
         port = parts.getPort() > 0 ? parts.getPort() : tls ? 443 : 80;
         prefix = parts.getRawPath() == null ? "" : parts.getRawPath();
+        route = new Route(parts, host, port, tls, authorities);
     }
 
     /** A server's address as it is stored. */
@@ -154,10 +155,9 @@ final class Connection implements Closeable {
     /** Send a request and read the head of its answer, on a kept connection if that is still good. */
     Head send(String method, String path, byte[] body, Map<String, String> headers, String message) throws MayPass {
         label = message;
-        StringBuilder text = new StringBuilder(method + " " + prefix + path + " HTTP/1.1\r\nHost: " + host);
-        if (port != (tls ? 443 : 80)) {
-            text.append(':').append(port);
-        }
+        String place = port == (tls ? 443 : 80) ? host : host + ":" + port;
+        String address = (route.isRelayed() ? "http://" + place : "") + prefix + path;
+        StringBuilder text = new StringBuilder(method + " " + address + " HTTP/1.1\r\nHost: " + place);
         text.append("\r\nAccept-Encoding: identity\r\n");
         if (body.length > 0) {
             text.append("Content-Length: ").append(body.length).append("\r\n");
@@ -196,31 +196,10 @@ final class Connection implements Closeable {
     }
 
     private void open() throws IOException {
-        Socket plain = new Socket();
-        socket = plain;
-        plain.setTcpNoDelay(true);
-        plain.connect(new InetSocketAddress(host, port), CONNECT_MS);
-        plain.setSoTimeout(READ_MS);
-        if (tls) {
-            SSLSocketFactory factory = (SSLSocketFactory) SSLSocketFactory.getDefault();
-            SSLSocket secure = (SSLSocket) factory.createSocket(plain, host, port, true);
-            socket = secure;
-            SSLParameters parameters = secure.getSSLParameters();
-            checkHostName(parameters);
-            secure.setSSLParameters(parameters);
-            secure.startHandshake();
-        }
+        socket = new Socket();
+        socket.setTcpNoDelay(true);
+        socket = route.connect(socket, CONNECT_MS, READ_MS);
         in = new BufferedInputStream(new Counted(socket.getInputStream()));
-    }
-
-    /** By name: every Android that this app runs on has the method, but not the API that it is compiled against. */
-    private static void checkHostName(SSLParameters parameters) {
-        try {
-            SSLParameters.class.getMethod("setEndpointIdentificationAlgorithm", String.class)
-                    .invoke(parameters, "HTTPS");
-        } catch (NoSuchMethodException | IllegalAccessException | InvocationTargetException error) {
-            throw new TrustError("this system cannot check whose certificate a server shows; use another system");
-        }
     }
 
     private Head head() throws IOException {

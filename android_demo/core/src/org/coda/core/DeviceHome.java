@@ -85,10 +85,38 @@ public final class DeviceHome implements Closeable {
         return Bytes.hex(Bytes.sha256(text)).substring(0, 8);
     }
 
+    /**
+     * Turn what the user did since the last time into samples, by {@code HOME/triggers.json} or the usual triggers.
+     *
+     * @return names of the triggers that want a round.
+     */
+    public Set<String> digest() {
+        ActivityLog log = new ActivityLog(store);
+        Set<String> wanted = log.digest(Trigger.load(new File(path, "triggers.json")));
+        log.retain(System.currentTimeMillis());
+        return wanted;
+    }
+
     /** Calls to the server that this device is enrolled at. */
     public Transport transport(ByteCounter counter) {
         Signer signer = signer();
-        return new Transport(server(), counter, signer, idOf(signer, server()));
+        return new Transport(server(), counter, signer, idOf(signer, server()), authorities());
+    }
+
+    /** Certificates to trust instead of the system's, where the server's authority is private; null if there are none. */
+    private File authorities() {
+        File file = new File(path, "ca.pem");
+        return file.exists() ? file : null;
+    }
+
+    /** Trust the certificates of this PEM text, and no others, from now on; an empty one: the system's. */
+    public void trustAuthorities(byte[] pem) {
+        File file = new File(path, "ca.pem");
+        if (pem.length == 0) {
+            Files.delete(file);
+        } else {
+            Files.writeAtomically(file, pem, false);
+        }
     }
 
     /** The id that a server knows a key by: that of the device's first key there, or else the key's own. */
@@ -175,7 +203,7 @@ public final class DeviceHome implements Closeable {
         Map<String, Object> message = new LinkedHashMap<>();
         message.put("public_key", signer.publicKey);
         message.put("capability", capability);
-        try (Transport transport = new Transport(server, counter, signer, device)) {
+        try (Transport transport = new Transport(server, counter, signer, device, authorities())) {
             byte[] answer = transport.request("POST", "/v1/devices", Json.bytes(message), "enrol", "application/json",
                     "application/json", Transport.noHeaders(), 200, 201).body;
             String found = Fields.parse(answer, "the answer to the enrolment").string("device");

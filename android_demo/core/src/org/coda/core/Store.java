@@ -112,15 +112,15 @@ public final class Store implements Closeable {
         db.close();
     }
 
-    private Database db() {
+    Database db() {
         return db;
     }
 
-    private interface Change {
+    interface Change {
         void make();
     }
 
-    private void transaction(Change change) {
+    void transaction(Change change) {
         db.begin();
         boolean whole = false;
         try {
@@ -143,7 +143,7 @@ public final class Store implements Closeable {
         });
     }
 
-    private long number(String sql) {
+    long number(String sql) {
         return ((Number) db.query(sql).get(0)[0]).longValue();
     }
 
@@ -167,6 +167,22 @@ public final class Store implements Closeable {
             }
         });
         return (int) (countEvents(Long.MAX_VALUE) - before);
+    }
+
+    /** As {@link #addEvents}, for events that triggers made; of two labels for one impression the higher one counts. */
+    void addSamples(final List<Event> events) {
+        addEvents(events);
+        transaction(new Change() {
+            @Override
+            public void make() {
+                for (Event e : events) { // Android 8's SQLite has no upsert
+                    if (e.label != null) {
+                        db.execute("UPDATE events SET label = ? WHERE item = ? AND timestamp = ? AND observed = ?"
+                                + " AND label < ?", e.label, e.item, e.timestamp, e.observed ? 1L : 0L, e.label);
+                    }
+                }
+            }
+        });
     }
 
     /** The newest events that had arrived when {@link #lastEvent} gave this number, oldest first. */

@@ -57,12 +57,15 @@ public final class Transport implements Closeable {
         }
     }
 
-    /** @throws CodaError.InputError the address cannot be used. */
-    public Transport(String url, ByteCounter counter, Signer signer, String device) {
+    /**
+     * @param authorities certificates (PEM) to trust instead of the system's; null for the system's.
+     * @throws CodaError.InputError the address cannot be used.
+     */
+    public Transport(String url, ByteCounter counter, Signer signer, String device, File authorities) {
         this.counter = counter;
         this.signer = signer;
         this.device = device;
-        connection = new Connection(url, counter);
+        connection = new Connection(url, counter, authorities);
     }
 
     String url() {

@@ -4,10 +4,15 @@ import java.io.BufferedInputStream;
 import java.io.DataInputStream;
 import java.io.DataOutputStream;
 import java.io.EOFException;
+import java.io.File;
 import java.io.IOException;
 import java.io.BufferedOutputStream;
+import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.LinkedHashMap;
+import java.util.List;
 import java.util.Map;
+import java.util.TreeSet;
 
 /**
  * Answers calls of the core over standard input and output, so that hypothesis can look for vectors on which the two
@@ -137,10 +142,40 @@ public final class Conformance {
                 return random(longs(one), Bytes.int32(of[2], 0));
             case "progress":
                 return Progress.parse(one).json();
+            case "digest":
+                return digest(Trigger.parse(one, "triggers"), of);
+            case "evaluation settings":
+                return settings(Evaluating.settings(new RoundSettings(Fields.parse(one, "settings")),
+                        Fields.parse(of[2], "changes").numbers("changes")));
+            case "rotation":
+                return Signer.rotationText(Bytes.text(one), Bytes.text(of[2]));
             case "sum":
                 return Bytes.of(new float[] {Floats.sum(Bytes.floats(one))});
             default:
                 throw new IllegalArgumentException("no call " + name);
+        }
+    }
+
+    /** The samples and wanted rounds that batches of events come to; a batch is a list of lists, as JSON. */
+    private static byte[] digest(List<Trigger> triggers, byte[][] of) {
+        try (Store store = new Store(new JdbcDatabase(new File(":memory:")))) {
+            ActivityLog log = new ActivityLog(store);
+            List<Object> wanted = new ArrayList<>();
+            for (int i = 2; i < of.length; i++) {
+                List<Activity> events = new ArrayList<>();
+                for (Object each : (List<?>) Json.parse(of[i], "events")) {
+                    List<?> e = (List<?>) each;
+                    events.add(new Activity((String) e.get(0), (Long) e.get(1), (String) e.get(2), (String) e.get(3),
+                            ((Number) e.get(4)).doubleValue()));
+                }
+                log.append(events);
+                wanted.add(new ArrayList<>(new TreeSet<>(log.digest(triggers))));
+            }
+            List<Object> samples = new ArrayList<>();
+            for (Store.Event e : store.events(Long.MAX_VALUE, Integer.MAX_VALUE)) {
+                samples.add(Arrays.asList(e.item, e.timestamp, e.label, e.rating));
+            }
+            return Json.bytes(Arrays.<Object>asList(wanted, samples));
         }
     }
 

@@ -234,7 +234,7 @@ public class CoreTest {
         };
         try (Store store = store("a.db");
                 DeviceHome home = new DeviceHome(folder.getRoot(), store, "linux");
-                Transport transport = new Transport("http://h", new ByteCounter(9), new Signer(new byte[32]), "d");
+                Transport transport = new Transport("http://h", new ByteCounter(9), new Signer(new byte[32]), "d", null);
                 RandomAccessFile file = new RandomAccessFile(new File(folder.getRoot(), "lock"), "rw");
                 FileLock lock = file.getChannel().tryLock()) {
             assertTrue(lock.isValid());
@@ -250,7 +250,7 @@ public class CoreTest {
     public void addressesAndBudgetsAreChecked() {
         for (String url : new String[] {"ftp://a", "http://", "http://u@h", "http://h:0", "nonsense", "http://h/?q=1"}) {
             try {
-                new Connection(url, new ByteCounter(1)).close();
+                new Connection(url, new ByteCounter(1), null).close();
                 fail(url);
             } catch (InputError error) {
                 assertTrue(error.getMessage().contains("is not a server's address"));

@@ -56,6 +56,7 @@ public final class HostDevice {
                 MadeUpHistory.add(home, transport, engine.name(), Long.getLong("seed", 0), Integer.getInteger("events"));
             }
         }
+        home.digest();
         if (Boolean.getBoolean("rotate")) {
             home.rotateKey(new ByteCounter(Long.MAX_VALUE));
         }
