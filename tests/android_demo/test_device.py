@@ -103,17 +103,22 @@ def test_a_phone_compares_configurations_as_python_does(device, serving, publish
 # -- the way to the server -------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def certificate(tmp_path):
+def made_certificate(folder, of):
+    """A certificate that is its own authority, and what serves with it."""
     if not (openssl := shutil.which("openssl")):
         pytest.skip("the openssl program, which makes this test's certificate, is not installed")
-    chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
-    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
-    also = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(chain)]
+    chain, key = folder / "chain.pem", folder / "key.pem"
+    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=coda"
+    also = ["-addext", f"subjectAltName={of}", "-keyout", str(key), "-out", str(chain)]
     subprocess.run([openssl, *words.split(), *also], check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(chain, key)
     return chain, context
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    return made_certificate(tmp_path, "IP:127.0.0.1")
 
 
 class Secure(CountingProxy):
@@ -133,7 +138,7 @@ class Secure(CountingProxy):
 
 
 def test_a_server_with_a_private_authority_is_trusted_by_its_certificate_alone(
-    device, serving, published, certificate
+    device, serving, published, certificate, tmp_path
 ):
     chain, context = certificate
     with serving() as (plain, _), Secure(int(plain.rsplit(":", 1)[1]), context) as front:
@@ -146,8 +151,12 @@ def test_a_server_with_a_private_authority_is_trusted_by_its_certificate_alone(
         shutil.copy(chain, device.home / "ca.pem")
         report, _ = device.run(server=url, history=published.history)
         assert report["outcome"] in ("activated", "kept")
-        host = url.replace("127.0.0.1", "localhost")  # the certificate names the address alone
-        assert device.told(server=host).startswith(f"TrustError: the certificate of {host} does not verify")
+    chain, context = made_certificate(tmp_path, "DNS:other.example")
+    shutil.copy(chain, device.home / "ca.pem")
+    with serving() as (plain, _), Secure(int(plain.rsplit(":", 1)[1]), context) as front:
+        url = front.url.replace("http:", "https:")
+        told = device.told(server=url)
+        assert told.startswith(f"TrustError: the certificate of {url} does not verify"), "it is another server's"
 
 
 def test_requests_go_through_the_systems_proxy(device, serving, published, certificate):
