@@ -60,20 +60,20 @@ class Published:
 USERS, ITEMS, CATEGORIES = 40, 200, 6
 
 
-def write_tastes(folder: Path) -> tuple[Path, Path]:
-    """Interactions of users who each like two of six categories, nine times out of ten."""
+def write_tastes(folder: Path, items: int = ITEMS, each: int = 80) -> tuple[Path, Path]:
+    """Interactions of users who each like two of six categories, nine times out of ten. each: events of a user."""
     rng = np.random.default_rng(SEED)
-    category = rng.integers(0, CATEGORIES, ITEMS)
+    category = rng.integers(0, CATEGORIES, items)
     with (folder / "items.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["item_id", "title", "categories"])
-        writer.writerows([f"i{i}", f"Item {i}", f"c{category[i]}"] for i in range(ITEMS))
+        writer.writerows([f"i{i}", f"Item {i}", f"c{category[i]}"] for i in range(items))
     with (folder / "interactions.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["user_id", "item_id", "timestamp", "label"])
         for user in range(USERS):
             taste = rng.choice(CATEGORIES, 2, replace=False)
-            for n, item in enumerate(rng.choice(ITEMS, 80, replace=False)):
+            for n, item in enumerate(rng.choice(items, each, replace=False)):
                 liked = np.isin(category[item], taste) ^ (rng.random() < 0.1)
                 writer.writerow([f"u{user}", f"i{item}", 1_600_000_000 + 1000 * n + user, int(liked)])
     return folder / "interactions.csv", folder / "items.csv"
@@ -81,7 +81,17 @@ def write_tastes(folder: Path) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="session")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
-    """What `coda data`, `train`, `export`, `release` and `ingest` do, on a small scale, by their own code."""
+    """A small world."""
+    return publish_tastes(tmp_path_factory.mktemp("published"))
+
+
+def publish_tastes(
+    folder: Path, items: int = ITEMS, each: int = 80, local: int = 60, candidates: int = 60
+) -> Published:
+    """What `coda data`, `train`, `export`, `release` and `ingest` do, on a small scale, by their own code.
+
+    local: events of the user's history; the rest of the `each` are of later.
+    """
     from cloud.datasets import read, write_history
     from cloud.home import ServerHome, ingest, publish
     from cloud.training import train
@@ -91,18 +101,17 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
     from export.checkpoint import TrainSettings
     from export.package import Source, build
 
-    folder = tmp_path_factory.mktemp("published")
-    whole = read(*write_tastes(folder), name="tastes")
+    whole = read(*write_tastes(folder, items, each), name="tastes")
     asker = whole.users.index("u0")
     mine = whole.events.take(whole.events.contributor == asker)
-    write_history(whole, mine.take(np.arange(60)), folder / "history.csv")
-    write_history(whole, mine.take(np.arange(60, 80)), folder / "later.csv")
+    write_history(whole, mine.take(np.arange(local)), folder / "history.csv")
+    write_history(whole, mine.take(np.arange(local, each)), folder / "later.csv")
     others = whole.take(whole.events.contributor != asker)
     others.save(folder / "data")
     trained = train(others, folder / "model", TrainSettings(epochs=2, history=8))
     signer = Signer.create(folder / "release.key")
     with ServerHome(folder / "server") as home:
-        source = Source.of(trained, RoundSettings(candidates=60))
+        source = Source.of(trained, RoundSettings(candidates=candidates))
         build(
             source,
             folder / "bundle",

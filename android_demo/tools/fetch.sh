@@ -4,7 +4,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:?usage: fetch.sh FOLDER}
 lock=$here/../toolchain.lock
-stamp=$(sha256sum "$lock" "$0" | sha256sum | cut -d' ' -f1)
+stamp=$(cat "$lock" "$0" | sha256sum | cut -d" " -f1)
 if [ "$(cat "$out/stamp" 2>/dev/null)" = "$stamp" ]; then exit 0; fi
 rm -rf "$out"
 mkdir -p "$out/work"

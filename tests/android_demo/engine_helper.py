@@ -1,4 +1,5 @@
-"""An engine for a JVM, ExecuTorch if no other is named: runs the graphs of a bundle, asked over standard input, answered over standard output.
+"""An engine for a JVM: runs the graphs of a bundle, by ExecuTorch if no other is named. Asked over standard input,
+answered over standard output.
 
 A call is a byte, a length and so many bytes. `L`: the path of an unpacked graph, named by its blob's sha256; the answer
 is its number. `R`: a number and a safetensors file of the inputs; the answer is one of the outputs. An answer is 0, a

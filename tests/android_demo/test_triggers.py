@@ -84,7 +84,12 @@ def test_triggers_that_could_not_fire_are_refused(java, declared, words):
 
 
 def test_events_that_cannot_be_are_refused(java):
-    for wrong in (["tap", 1, "a", "", 0], ["click", 0, "a", "", 0], ["click", 1, "", "", 0], ["page_exit", 1, "a", "", 0]):
+    for wrong in (
+        ["tap", 1, "a", "", 0],
+        ["click", 0, "a", "", 0],
+        ["click", 1, "", "", 0],
+        ["page_exit", 1, "a", "", 0],
+    ):
         with pytest.raises(JavaError, match="InputError: an event"):
             java("digest", to_json(DEFAULTS), json.dumps([wrong]).encode())
 
