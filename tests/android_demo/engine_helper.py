@@ -32,7 +32,7 @@ def main(bundle: Path, trust: str, name: str = "executorch") -> None:
     specs: dict[str, GraphSpec] = {}
     for entry in manifest.graphs.values():
         ref: FileRef = entry.files[name].file
-        specs[ref.sha256] = entry.spec_of(name)
+        specs[ref.sha256] = entry.spec_of(name) if name == "onnx" else entry.spec  # as the app's adapter
     engine = open_engine(name)
     graphs: list[Graph] = []
     read, write = sys.stdin.buffer, sys.stdout.buffer

@@ -29,6 +29,11 @@ final class AskingEngine implements Engine {
     }
 
     @Override
+    public boolean loops() {
+        return engine.loops();
+    }
+
+    @Override
     public Graph load(File path, GraphSpec spec) {
         final Graph graph = engine.load(path, spec);
         return new Graph() {

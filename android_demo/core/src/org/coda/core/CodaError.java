@@ -13,7 +13,8 @@ public class CodaError extends RuntimeException {
 
     /** The name that reports carry. */
     public final String name() {
-        return getClass().getSimpleName();
+        String whole = getClass().getName(); // getSimpleName depends on what tools have kept of a class file
+        return whole.substring(Math.max(whole.lastIndexOf('$'), whole.lastIndexOf('.')) + 1);
     }
 
     /** The caller's data or arguments cannot be used. */

@@ -15,6 +15,9 @@ public interface Engine {
     /** The manifest's key for graph files that it reads. */
     String format();
 
+    /** Whether its files of step graphs have a loop, so that a call takes several training steps. */
+    boolean loops();
+
     /** @throws CodaError.EngineError the file is not a graph for this engine and version. */
     Graph load(File path, GraphSpec spec);
 

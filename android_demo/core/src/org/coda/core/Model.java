@@ -110,7 +110,8 @@ public final class Model implements Closeable {
             if (ref == null) {
                 throw new EngineError("the bundle has no " + engine.format() + " file for the graph '" + name + "'");
             }
-            found = engine.load(blobs.unpacked(ref), manifest.graphs.get(name).specOf(engine.format()));
+            GraphSpec taken = engine.loops() ? manifest.graphs.get(name).specOf(engine.format()) : spec(name);
+            found = engine.load(blobs.unpacked(ref), taken);
             graphs.put(name, found);
         }
         return found;

@@ -214,6 +214,11 @@ public class CoreTest {
         }
 
         @Override
+        public boolean loops() {
+            return false;
+        }
+
+        @Override
         public Graph load(File path, GraphSpec spec) {
             throw new AssertionError("nothing is to be run");
         }

@@ -82,6 +82,11 @@ final class PipeEngine implements Engine, Closeable {
     }
 
     @Override
+    public boolean loops() {
+        return false;
+    }
+
+    @Override
     public Graph load(File path, final GraphSpec spec) {
         final byte[] number = loaded(path);
         return new Graph() {

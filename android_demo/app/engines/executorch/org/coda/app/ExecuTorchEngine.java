@@ -70,6 +70,11 @@ public final class ExecuTorchEngine implements Engine {
     }
 
     @Override
+    public boolean loops() {
+        return false;
+    }
+
+    @Override
     public Graph load(File path, GraphSpec spec) {
         try {
             Module module = Module.load(path.getPath(), Module.LOAD_MODE_MMAP, 1);

@@ -57,6 +57,11 @@ public final class OnnxEngine implements Engine {
     }
 
     @Override
+    public boolean loops() {
+        return true;
+    }
+
+    @Override
     public Graph load(File path, GraphSpec spec) {
         try {
             OrtSession.SessionOptions options = new OrtSession.SessionOptions();
