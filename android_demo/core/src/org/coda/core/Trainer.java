@@ -109,6 +109,8 @@ final class Trainer {
             throw new InputError("there are no samples of weight above 0 to train on");
         }
         int size = spec.batch();
+        String label = spec.of("label").get(0).name;
+        String weight = spec.of("weight").get(0).name;
         boolean stacks = spec.steps() > 0;
         int steps = (count + size - 1) / size;
         for (int epoch = 0; epoch < epochs; epoch++) {
@@ -126,8 +128,8 @@ final class Trainer {
                 for (Map.Entry<String, Tensor> column : features.entrySet()) {
                     batch.put(column.getKey(), column.getValue().take(at));
                 }
-                batch.put(spec.of("label").get(0).name, Tensor.of(Floats.take(labels, at), at.length));
-                batch.put(spec.of("weight").get(0).name, Tensor.of(mass, at.length));
+                batch.put(label, Tensor.of(Floats.take(labels, at), at.length));
+                batch.put(weight, Tensor.of(mass, at.length));
                 if (stacks) {
                     for (Map.Entry<String, Tensor> column : batch.entrySet()) {
                         column.setValue(stacked(column.getValue(), taken));
