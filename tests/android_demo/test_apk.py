@@ -46,7 +46,10 @@ def toolchain() -> Path:
 
 @pytest.fixture(scope="session")
 def apk(toolchain, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("apk")
+    return built(toolchain, tmp_path_factory.mktemp("apk"))
+
+
+def built(toolchain: Path, out: Path) -> Path:
     words = [DEMO / "tools/apk.sh", toolchain, out]
     done = subprocess.run(words, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -79,6 +82,13 @@ def test_the_apk_is_signed_and_a_changed_one_is_refused(apk, tmp_path):
     data[len(data) // 2] ^= 1
     changed.write_bytes(data)
     assert "DOES NOT VERIFY" in told("apksigner", "verify", changed)
+
+
+def test_a_second_build_differs_in_its_signature_alone(apk, toolchain, tmp_path):
+    again = built(toolchain, tmp_path)
+    unsigned, same = (path.parent / "work/aligned.apk" for path in (apk, again))
+    assert unsigned.read_bytes() == same.read_bytes()
+    assert apk.read_bytes() != again.read_bytes(), "each build makes a debug key of its own"
 
 
 def test_what_is_ours_adds_less_than_a_mebibyte(apk, toolchain):

@@ -10,9 +10,11 @@ import org.coda.core.Activity;
 import org.coda.core.ActivityLog;
 import org.coda.core.ByteCounter;
 import org.coda.core.CodaError;
+import org.coda.core.Database;
 import org.coda.core.DeviceHome;
 import org.coda.core.Engine;
 import org.coda.core.Files;
+import org.coda.core.Repair;
 import org.coda.core.Report;
 import org.coda.core.Round;
 import org.coda.core.Store;
@@ -50,6 +52,16 @@ final class Device {
     DeviceHome open() {
         folder.mkdirs();
         return new DeviceHome(folder, new Store(new SqliteDatabase(new File(folder, "coda.db"))), "android");
+    }
+
+    /** What was found and mended, in words. */
+    List<String> repair() {
+        return Repair.repair(folder, new Repair.Opener() {
+            @Override
+            public Database open(File path) {
+                return new SqliteDatabase(path);
+            }
+        });
     }
 
     /** Events, weights, key: all of it. */

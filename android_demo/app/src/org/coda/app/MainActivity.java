@@ -6,6 +6,7 @@ import android.content.Intent;
 import android.net.Uri;
 import android.os.Bundle;
 import android.text.InputType;
+import android.text.TextUtils;
 import android.view.View;
 import android.view.ViewGroup;
 import android.widget.Button;
@@ -125,6 +126,13 @@ public final class MainActivity extends android.app.Activity implements Round.Wa
                     home.useOwnWeights();
                     return "the bundle's own weights serve";
                 }
+            }
+        });
+        button("Repair", new Work() {
+            @Override
+            public String run() {
+                List<String> done = device.repair();
+                return done.isEmpty() ? "nothing is damaged" : TextUtils.join("; ", done);
             }
         });
         daily();

@@ -41,7 +41,7 @@ final class SqliteDatabase implements Database {
             return new StoreError("the phone's storage is full; free some space. Nothing that was stored is lost");
         }
         if (error instanceof SQLiteDatabaseCorruptException) {
-            return new StoreError("the app's database is damaged; export what can be read, then erase and enrol anew");
+            return new StoreError("the app's database is damaged; 'Repair' saves what can be read of it");
         }
         return new StoreError("the app's database: " + error.getMessage());
     }

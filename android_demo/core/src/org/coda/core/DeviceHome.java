@@ -293,6 +293,17 @@ public final class DeviceHome implements Closeable {
         dropSuperseded();
     }
 
+    /** Whether the personal weights that serve can be read; true where none do. */
+    boolean hasReadableWeights() {
+        String version = store.weights();
+        try {
+            return version == null || !Weights.of(Safetensors.read(Files.read(weightsPath(version)), "weights")).dense
+                    .isEmpty();
+        } catch (StoreError | WireError damaged) {
+            return false;
+        }
+    }
+
     /** Move a file of weights to where it can serve; harmless if done before. */
     void placeWeights(String version, File source) {
         if (!weightsPath(version).exists()) {

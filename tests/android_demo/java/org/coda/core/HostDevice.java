@@ -15,7 +15,7 @@ import java.util.Map;
  * A device on a JVM: enrols if it has not, imports a history if one is given, runs rounds, and prints a line of JSON for
  * each. Properties: home, server, trust, history, seed, rounds, engine (a command), kill (the graph run after which the
  * process dies), yield (the one before which the round is put aside), keep (a folder for the working files of a round),
- * contribute (hand samples to the pool), rotate (replace the key first), events (so many are made up), record (the file for a benchmark's record), export (that for the user's data).
+ * repair (mend the folder first), contribute (hand samples to the pool), rotate (replace the key first), events (so many are made up), record (the file for a benchmark's record), export (that for the user's data).
  */
 public final class HostDevice {
     private static final ThreadMXBean THREADS = ManagementFactory.getThreadMXBean();
@@ -31,6 +31,11 @@ public final class HostDevice {
     static void run(Engine engine) throws IOException {
         File path = new File(System.getProperty("home"));
         Files.makeFolder(path);
+        if (Boolean.getBoolean("repair")) {
+            for (String line : Repair.repair(path, JdbcDatabase.OPENER)) {
+                System.out.println("repaired: " + line);
+            }
+        }
         try (DeviceHome home = new DeviceHome(path, new Store(new JdbcDatabase(new File(path, "coda.db"))),
                 "linux")) {
             run(home, engine);

@@ -14,6 +14,13 @@ import java.util.List;
 
 /** SQLite on a JVM, as the app has it on Android. */
 final class JdbcDatabase implements Database {
+    static final Repair.Opener OPENER = new Repair.Opener() {
+        @Override
+        public Database open(File path) {
+            return new JdbcDatabase(path);
+        }
+    };
+
     private final Connection connection;
 
     JdbcDatabase(File path) {
