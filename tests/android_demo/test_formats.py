@@ -64,6 +64,7 @@ def as_json(schema: Schema) -> bytes:
 
 
 @given(st.binary(max_size=600))
+@settings(deadline=None)  # a machine that is shared is slow at times
 def test_the_checksum_of_frames(java, data):
     assert java("blake2b", data) == hashlib.blake2b(data, digest_size=8).digest()
 
