@@ -44,9 +44,8 @@ final class Personalize {
      * @param table the rows of both.
      * @param found null where nothing was filtered.
      */
-    static Weights tune(Model model, RoundSettings settings, LocalTable table, SampleBatch local, Augmentation found,
-            Pcg64 random) {
-        Weights weights = model.base;
+    static Weights tune(Model model, RoundSettings settings, Weights weights, LocalTable table, SampleBatch local,
+            Augmentation found, Pcg64 random) {
         SampleBatch kept = found == null ? null : found.kept;
         float[] keptWeights = found == null ? null : found.weights;
         Map<String, Tensor> values = model.values("step", weights, table);
@@ -57,12 +56,12 @@ final class Personalize {
             for (int i = 0; i < outside.length; i++) {
                 outside[i] = (float) settings.outsideWeight * keptWeights[i];
             }
-            trained = passes(model, settings, table, values, local, kept, outside, random);
+            trained = passes(model, settings, weights, table, values, local, kept, outside, random);
         } else if (!augmented || local.size() > 0) {
-            trained = passes(model, settings, table, values, local, null, null, random);
+            trained = passes(model, settings, weights, table, values, local, null, null, random);
         }
         if (augmented && settings.rowSteps > 0) {
-            trained = Reach.reach(model, settings, trained, table, kept, change(model, settings, table, kept, keptWeights),
+            trained = Reach.reach(model, settings, trained, table, kept, change(model, settings, weights, table, kept, keptWeights),
                     table.local(Ints.join(local.ids(Model.VOCABULARY), past(kept))), random);
         }
         if (settings.interpolation < 1) {
@@ -72,9 +71,9 @@ final class Personalize {
     }
 
     /** By how much the logits of kept samples should change: a share of the way to their soft labels. */
-    private static double[] change(Model model, RoundSettings settings, LocalTable table, SampleBatch kept,
-            float[] keptWeights) {
-        float[] logits = model.logits(kept, table, model.base);
+    private static double[] change(Model model, RoundSettings settings, Weights weights, LocalTable table,
+            SampleBatch kept, float[] keptWeights) {
+        float[] logits = model.logits(kept, table, weights);
         double[] found = new double[logits.length];
         for (int i = 0; i < found.length; i++) {
             double p = Math.max(1e-6, Math.min(1 - 1e-6, kept.labels[i]));
@@ -94,15 +93,15 @@ final class Personalize {
     }
 
     /** Values after passes over local samples, and over others where there are any. */
-    private static Map<String, Tensor> passes(Model model, RoundSettings settings, LocalTable table,
+    private static Map<String, Tensor> passes(Model model, RoundSettings settings, Weights weights, LocalTable table,
             Map<String, Tensor> values, SampleBatch local, SampleBatch others, float[] othersWeights, Pcg64 random) {
         SampleBatch samples = local;
         float[] weight = Floats.filled(local.size(), 1);
-        float[] labels = labels(model, settings, table, local);
+        float[] labels = labels(model, settings, weights, table, local);
         if (others != null) {
             samples = SampleBatch.join(local, others);
             weight = Floats.join(weight, othersWeights);
-            labels = Floats.join(labels, labels(model, settings, table, others));
+            labels = Floats.join(labels, labels(model, settings, weights, table, others));
         }
         Map<String, Tensor> columns = Tables.features(samples, table);
         Map<String, Tensor> start = values;
@@ -140,11 +139,12 @@ final class Personalize {
         }
     }
 
-    private static float[] labels(Model model, RoundSettings settings, LocalTable table, SampleBatch samples) {
+    private static float[] labels(Model model, RoundSettings settings, Weights weights, LocalTable table,
+            SampleBatch samples) {
         if (!settings.labelCorrection || samples.size() == 0) {
             return samples.labels;
         }
-        float[] logits = model.logits(samples, table, model.base);
+        float[] logits = model.logits(samples, table, weights);
         double[] probability = new double[logits.length];
         for (int i = 0; i < logits.length; i++) {
             probability[i] = Metrics.sigmoid(logits[i]);

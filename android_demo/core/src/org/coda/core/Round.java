@@ -423,7 +423,8 @@ public final class Round {
             public void run() {
                 LocalTable base = model.table(ids(), model.base, rows());
                 Augmentation found = augmentation();
-                Weights tuned = Personalize.tune(model, model.manifest.settings, base, local.train, found, random());
+                Weights tuned = Personalize.tune(model, model.manifest.settings, model.base, base, local.train, found,
+                        random());
                 keep("tuned", Safetensors.write(tuned.tensors()));
             }
         });
