@@ -51,7 +51,8 @@ final class Evaluating {
      * @return {@code messages.Metrics} as JSON.
      * @throws WireError the task asks for what none may.
      */
-    private static byte[] metrics(Model model, byte[] task, Local local, LocalTable table, Augmentation found, long[] seed) {
+    private static byte[] metrics(Model model, byte[] task, Local local, LocalTable table, Augmentation found,
+            long[] seed) {
         Fields asked = Fields.parse(task, "the evaluation");
         String name = asked.string("name");
         Fields configurations = asked.object("configurations");

@@ -61,7 +61,8 @@ final class Personalize {
             trained = passes(model, settings, weights, table, values, local, null, null, random);
         }
         if (augmented && settings.rowSteps > 0) {
-            trained = Reach.reach(model, settings, trained, table, kept, change(model, settings, weights, table, kept, keptWeights),
+            double[] change = change(model, settings, weights, table, kept, keptWeights);
+            trained = Reach.reach(model, settings, trained, table, kept, change,
                     table.local(Ints.join(local.ids(Model.VOCABULARY), past(kept))), random);
         }
         if (settings.interpolation < 1) {
