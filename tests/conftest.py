@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import fcntl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,11 +36,19 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
+@pytest.fixture(scope="session")
+def common(tmp_path_factory: pytest.TempPathFactory, testrun_uid: str) -> Path:
+    """A folder that all processes of this test run share."""
+    folder = tmp_path_factory.getbasetemp().parent / f"common-{testrun_uid}"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 @pytest.fixture(autouse=True, scope="session")
-def shim_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def shim_cache(common: Path) -> Iterator[None]:
     """Build the ExecuTorch shim once for all processes of the test run, away from the user's cache."""
     patch = pytest.MonkeyPatch()
-    patch.setenv("CODA_CACHE", str(tmp_path_factory.mktemp("shim")))
+    patch.setenv("CODA_CACHE", str(common / "shim"))
     yield
     patch.undo()
 
@@ -80,8 +89,29 @@ def write_tastes(folder: Path) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="session")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
-    """What `coda data`, `train`, `export`, `release` and `ingest` do, on a small scale, by their own code."""
+def published(common: Path) -> Published:
+    """What `coda data`, `train`, `export`, `release` and `ingest` do, on a small scale, by their own code.
+
+    Made by the first process of the test run that asks, while others wait; tests change copies only.
+    """
+    folder = common / "published"
+    with (common / "published.lock").open("ab") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        if not (folder / "release.pub").exists():
+            folder.mkdir()  # fails where another process failed half-way
+            publish_tastes(folder)
+    return Published(
+        folder / "server",
+        folder / "bundle",
+        folder / "data",
+        (folder / "release.pub").read_text(),
+        folder / "history.csv",
+        folder / "later.csv",
+    )
+
+
+def publish_tastes(folder: Path) -> None:
+    """`release.pub` comes last."""
     from cloud.datasets import read, write_history
     from cloud.home import ServerHome, ingest, publish
     from cloud.training import train
@@ -91,7 +121,6 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
     from export.checkpoint import TrainSettings
     from export.package import Source, build
 
-    folder = tmp_path_factory.mktemp("published")
     whole = read(*write_tastes(folder), name="tastes")
     asker = whole.users.index("u0")
     mine = whole.events.take(whole.events.contributor == asker)
@@ -114,14 +143,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
         )
         publish(home, folder / "bundle")
         ingest(home, others)
-    return Published(
-        folder / "server",
-        folder / "bundle",
-        folder / "data",
-        signer.public,
-        folder / "history.csv",
-        folder / "later.csv",
-    )
+    (folder / "release.pub").write_text(signer.public)
 
 
 def reversion(bundle: Path, published: Published, version: int, **changes: object) -> None:
