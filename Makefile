@@ -21,6 +21,7 @@ demo: setup
 	$(BIN)/coda demo --report demo-report $(DEMO_ARGS)
 
 # Files of tests are shared out to processes; TEST_JOBS=0 runs them in one, where a debugger can look.
+test: export OPENBLAS_NUM_THREADS ?= 1
 test: setup
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile $(TEST_ARGS)
 
