@@ -117,9 +117,12 @@ class Catalog:
         with self._begin() as db:
             return int(db.execute(which.values(rotation_due=True)).rowcount)
 
-    def use_nonce(self, device: str, nonce: str, now: float, window_s: float) -> bool:
-        """False if this device's nonce has been used within the window; older ones are forgotten."""
-        return self._nonces.use(device, nonce, now, window_s)
+    def use_nonce(self, device: str, nonce: str, now: float, window_s: float, seen: float = 0.0) -> bool:
+        """False if this device's nonce has been used within the window; older ones are forgotten.
+
+        seen: `Device.seen`, as the caller knows it.
+        """
+        return self._nonces.use(device, nonce, now, window_s, seen)
 
     # -- releases -----------------------------------------------------------------------------------------------
 
