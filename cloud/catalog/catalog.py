@@ -247,6 +247,12 @@ class Catalog:
             devices, samples, most = db.execute(counted.where(today, each)).one()
         return int(devices), int(samples or 0), int(most or 0)
 
+    def forget_reports(self, before: float) -> int:
+        """Delete reports that were received before a time, in seconds since 1970. Returns how many. What rollouts have
+        made of them stays."""
+        with self._begin() as db:
+            return int(db.execute(delete(REPORTS).where(REPORTS.c.received < before)).rowcount)
+
     @contextmanager
     def _begin(self) -> Iterator[Connection]:
         with explained(), self._engine.begin() as connection:
