@@ -133,8 +133,8 @@ def test_half_a_step_is_half_way(model, rng):
 def test_histories_do_not_move_rows_unless_asked(model, rng):
     local, kept = samples(model, rng, 20), samples(model, rng, 40)
     weights = np.ones(40, np.float32)
-    _, frozen = tuned(model, local, kept, weights, row_steps=0)
-    _, free = tuned(model, local, kept, weights, row_steps=0, freeze_histories=False)
+    _, frozen = tuned(model, local, kept, weights, row_steps=0, freeze_histories=True)
+    _, free = tuned(model, local, kept, weights, row_steps=0)
     offered, own = set(kept.columns["item"].tolist()), set(local.ids(VOCABULARY).tolist())
     assert set(frozen.rows.ids.tolist()) == offered - own, "what is shown moves, and what is the user's own does not"
     assert own & set(free.rows.ids.tolist()), "histories moved with the samples"
@@ -241,7 +241,7 @@ def lifted(model, rng, **settings):
 
 
 def test_row_steps_reach_soft_labels_and_leave_the_users_own_rows(model, rng):
-    _, local, found, moved, asked = lifted(model, rng, row_steps=3)
+    _, local, found, moved, asked = lifted(model, rng, row_steps=3, freeze_histories=True)
     assert np.median(np.abs(moved - asked)) < 1e-3 and np.corrcoef(moved, asked)[0, 1] > 0.8
     assert not set(found.rows.ids.tolist()) & set(local.ids(VOCABULARY).tolist())
 
