@@ -27,6 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from benchmarks import plot, result
@@ -188,7 +189,9 @@ def _answer(name: str, batch: SampleBatch, rows: Rows | None) -> Payload:
 
 def _update(model: Model, local: SampleBatch, rng: np.random.Generator) -> Payload:
     table = model.table(local.ids(VOCABULARY), model.base)
-    tuned = personalize.tune(model, model.base, table, local, None, None, model.manifest.settings, rng)
+    # without candidates nothing would move: rows of the user's own items are put back
+    settings = msgspec.structs.replace(model.manifest.settings, freeze_histories=False)
+    tuned = personalize.tune(model, model.base, table, local, None, None, settings, rng)
     assert tuned.rows is not None
     moved = {
         name: rows.astype(np.float32) - table.tensors[name][table.local(tuned.rows.ids)].astype(np.float32)

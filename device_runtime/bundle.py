@@ -156,7 +156,7 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rate: float = 0.05
     table_rate: float = 0.05
     interpolation: float = 1.0
-    freeze_histories: bool = False
+    freeze_histories: bool = True
     row_steps: int = 2
     row_share: float = 0.75
     judge: bool = True

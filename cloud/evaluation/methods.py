@@ -127,7 +127,6 @@ JOINT: dict[str, Any] = {
     "epochs": 8,
     "rate": 0.1,
     "table_rate": 0.5,
-    "freeze_histories": True,
     "label_correction": True,
 }
 """Kept samples in the same passes as local ones, by the settings that did best for that."""

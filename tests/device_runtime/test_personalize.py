@@ -133,8 +133,8 @@ def test_half_a_step_is_half_way(model, rng):
 def test_histories_do_not_move_rows_unless_asked(model, rng):
     local, kept = samples(model, rng, 20), samples(model, rng, 40)
     weights = np.ones(40, np.float32)
-    _, frozen = tuned(model, local, kept, weights, row_steps=0, freeze_histories=True)
-    _, free = tuned(model, local, kept, weights, row_steps=0)
+    _, frozen = tuned(model, local, kept, weights, row_steps=0)
+    _, free = tuned(model, local, kept, weights, row_steps=0, freeze_histories=False)
     offered, own = set(kept.columns["item"].tolist()), set(local.ids(VOCABULARY).tolist())
     assert set(frozen.rows.ids.tolist()) == offered - own, "what is shown moves, and what is the user's own does not"
     assert own & set(free.rows.ids.tolist()), "histories moved with the samples"
@@ -243,7 +243,7 @@ def lifted(model, rng, **settings):
 def test_what_the_judge_saw_is_learned_too_and_the_rest_stays(model, rng):
     local, held_out = samples(model, rng, 30, liked=0.9), samples(model, rng, 30, liked=0.1)
     whole = base_table(model, local, held_out)
-    settings = RoundSettings(rate=0.3, table_rate=3.0, epochs=10)
+    settings = RoundSettings(rate=0.3, table_rate=3.0, epochs=10, freeze_histories=False)
     tuned = tune(model, model.base, whole, local, None, None, settings, np.random.default_rng(0))
     over = personal_table(whole, tuned)
     learned = learn_held_out(model, tuned, over, held_out, settings, np.random.default_rng(0))
@@ -262,7 +262,7 @@ def test_what_the_judge_saw_is_learned_too_and_the_rest_stays(model, rng):
 
 
 def test_row_steps_reach_soft_labels_and_leave_the_users_own_rows(model, rng):
-    _, local, found, moved, asked = lifted(model, rng, row_steps=3, freeze_histories=True)
+    _, local, found, moved, asked = lifted(model, rng, row_steps=3)
     assert np.median(np.abs(moved - asked)) < 1e-3 and np.corrcoef(moved, asked)[0, 1] > 0.8
     assert not set(found.rows.ids.tolist()) & set(local.ids(VOCABULARY).tolist())
 

@@ -46,7 +46,7 @@ public final class RoundSettings {
         rate = fields.number("rate", 0.05);
         tableRate = fields.number("table_rate", 0.05);
         interpolation = fields.number("interpolation", 1);
-        freezeHistories = fields.flag("freeze_histories", false);
+        freezeHistories = fields.flag("freeze_histories", true);
         rowSteps = fields.int32("row_steps", 2);
         rowShare = fields.number("row_share", 0.75);
         judge = fields.flag("judge", true);
