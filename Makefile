@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DATA ?=
+TEST_JOBS ?= 2
 
 ANDROID := build/android
 
@@ -19,8 +20,10 @@ setup: .venv/installed
 demo: setup
 	$(BIN)/coda demo --report demo-report $(DEMO_ARGS)
 
+# Files of tests are shared out to processes; TEST_JOBS=0 runs them in one, where a debugger can look.
+test: export OPENBLAS_NUM_THREADS ?= 1
 test: setup
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile $(TEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -129,7 +129,8 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     items toward their soft labels, by `table_rate` as a probe (docs/adr/0010). 0: they join the passes. row_share: how
     far, in logits: a part of the way gives most of the gain, and scatters less over users.
     judge: whether held-out samples may refuse the result. tolerance: standard errors by which the held-out loss may be
-    worse without that being taken as evidence of harm.
+    worse without that being taken as evidence of harm. learn_held_out: weights that may serve then learn from the
+    held-out samples too, which are the newest, by the same passes.
     """
 
     matching: Literal["nearest", "pooled"] = "pooled"
@@ -150,16 +151,17 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ratio_bound: float = 1.5
     density_weights: bool = True
     outside_weight: float = 2.0
-    label_correction: bool = True
+    label_correction: bool = False
     epochs: int = 3
     rate: float = 0.05
-    table_rate: float = 0.5
+    table_rate: float = 0.05
     interpolation: float = 1.0
     freeze_histories: bool = True
     row_steps: int = 2
     row_share: float = 0.75
     judge: bool = True
     tolerance: float = 2.0
+    learn_held_out: bool = True
 
 
 class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

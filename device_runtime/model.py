@@ -44,6 +44,19 @@ class Weights:
             flat |= {f"rows:{name}": value for name, value in self.rows.tensors.items()} | {"rows": self.rows.ids}
         return flat
 
+    def followed_by(self, later: Weights) -> Weights:
+        """What these have become: the later ones, and those personal rows that they did not move again."""
+        if self.rows is None or later.rows is None:
+            return Weights(later.dense, later.rows or self.rows, later.version)
+        still = ~np.isin(self.rows.ids, later.rows.ids)
+        ids = np.concatenate([self.rows.ids[still], later.rows.ids])
+        order = np.argsort(ids)
+        tensors = {
+            name: np.concatenate([self.rows.tensors[name][still], rows])[order]
+            for name, rows in later.rows.tensors.items()
+        }
+        return Weights(later.dense, Rows(ids[order], tensors), later.version)
+
     @staticmethod
     def from_tensors(flat: Mapping[str, Array], version: str) -> Weights:
         dense = {n: v for n, v in flat.items() if n != "rows" and not n.startswith("rows:")}

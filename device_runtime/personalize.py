@@ -98,6 +98,25 @@ def tune(
     return _personal(model, trained, values, table)
 
 
+def learn_held_out(
+    model: Model,
+    tuned: Weights,
+    table: LocalTable,
+    held_out: SampleBatch,
+    settings: RoundSettings,
+    rng: np.random.Generator,
+) -> Weights:
+    """What tuned weights become by the settings' passes over what the judge has looked at, once they may serve.
+
+    Those are a user's newest samples, which say most of what comes next, and nothing is left to be judged.
+    table: of at least the held-out samples' rows and the personal ones, these laid over it.
+
+    Raises:
+        EngineError: the training diverged; nothing of it is returned.
+    """
+    return tuned.followed_by(tune(model, tuned, table, held_out, None, None, settings, rng))
+
+
 def _passes(
     model: Model,
     weights: Weights,

@@ -351,22 +351,27 @@ class Round:
 
     def _judge(self) -> str:
         model, local = self.model, self.local
+        settings = model.manifest.settings
         with self.meter.phase("judge"):
             tuned = Weights.from_tensors(self._tensors("tuned"), self.id)
-            base = model.table(self._ids(), model.base, self.rows)
+            table = personal_table(model.table(self._ids(), model.base, self.rows), tuned)
             active = self.home.active_weights(model)
             before = model.logits(local.held_out, model.table(self._ids(), active, self.rows), active)
-            after = model.logits(local.held_out, personal_table(base, tuned), tuned)
-            settings = model.manifest.settings
+            after = model.logits(local.held_out, table, tuned)
             self.progress.verdict = personalize.judge(local.held_out.labels, before, after, settings)
             self.progress.outcome = "activated" if self.progress.verdict.activate else "kept"
+        if self.progress.verdict.activate and settings.learn_held_out:
+            with self.meter.phase("tune"):
+                learned = personalize.learn_held_out(model, tuned, table, local.held_out, settings, self._rng())
+                self._keep("learned", save_safetensors(learned.tensors()))
         return "judged"
 
     def _activate(self) -> str:
         better = self.progress.verdict is not None and self.progress.verdict.activate
         with self.meter.phase("activate"):
             if better:
-                self.home.place_weights(self.id, self.files.path("tuned"))
+                name = "learned" if "learned" in self.progress.files else "tuned"
+                self.home.place_weights(self.id, self.files.path(name))
         self._note_cost()
         self.home.store.activate_round(self.id, self.progress, self.id if better else "")
         return "activated"

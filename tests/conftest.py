@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import fcntl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,11 +36,19 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
+@pytest.fixture(scope="session")
+def common(tmp_path_factory: pytest.TempPathFactory, testrun_uid: str) -> Path:
+    """A folder that all processes of this test run share."""
+    folder = tmp_path_factory.getbasetemp().parent / f"common-{testrun_uid}"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 @pytest.fixture(autouse=True, scope="session")
-def shim_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def shim_cache(common: Path) -> Iterator[None]:
     """Build the ExecuTorch shim once for all processes of the test run, away from the user's cache."""
     patch = pytest.MonkeyPatch()
-    patch.setenv("CODA_CACHE", str(tmp_path_factory.mktemp("shim")))
+    patch.setenv("CODA_CACHE", str(common / "shim"))
     yield
     patch.undo()
 
@@ -80,17 +89,33 @@ def write_tastes(folder: Path, items: int = ITEMS, each: int = 80) -> tuple[Path
 
 
 @pytest.fixture(scope="session")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
-    """A small world."""
-    return publish_tastes(tmp_path_factory.mktemp("published"))
+def published(common: Path) -> Published:
+    """A small world. Made by the first process of the test run that asks, while others wait; tests change copies."""
+    folder = common / "published"
+    with (common / "published.lock").open("ab") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        if not (folder / "release.pub").exists():
+            folder.mkdir()  # fails where another process failed half-way
+            publish_tastes(folder)
+    return published_in(folder)
 
 
-def publish_tastes(
-    folder: Path, items: int = ITEMS, each: int = 80, local: int = 60, candidates: int = 60
-) -> Published:
+def published_in(folder: Path) -> Published:
+    """What `publish_tastes` has made."""
+    return Published(
+        folder / "server",
+        folder / "bundle",
+        folder / "data",
+        (folder / "release.pub").read_text(),
+        folder / "history.csv",
+        folder / "later.csv",
+    )
+
+
+def publish_tastes(folder: Path, items: int = ITEMS, each: int = 80, local: int = 60, candidates: int = 60) -> None:
     """What `coda data`, `train`, `export`, `release` and `ingest` do, on a small scale, by their own code.
 
-    local: events of the user's history; the rest of the `each` are of later.
+    local: events of the user's history; the rest of the `each` are of later. `release.pub` comes last.
     """
     from cloud.datasets import read, write_history
     from cloud.home import ServerHome, ingest, publish
@@ -123,14 +148,7 @@ def publish_tastes(
         )
         publish(home, folder / "bundle")
         ingest(home, others)
-    return Published(
-        folder / "server",
-        folder / "bundle",
-        folder / "data",
-        signer.public,
-        folder / "history.csv",
-        folder / "later.csv",
-    )
+    (folder / "release.pub").write_text(signer.public)
 
 
 def reversion(bundle: Path, published: Published, version: int, **changes: object) -> None:

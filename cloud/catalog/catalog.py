@@ -117,9 +117,12 @@ class Catalog:
         with self._begin() as db:
             return int(db.execute(which.values(rotation_due=True)).rowcount)
 
-    def use_nonce(self, device: str, nonce: str, now: float, window_s: float) -> bool:
-        """False if this device's nonce has been used within the window; older ones are forgotten."""
-        return self._nonces.use(device, nonce, now, window_s)
+    def use_nonce(self, device: str, nonce: str, now: float, window_s: float, seen: float = 0.0) -> bool:
+        """False if this device's nonce has been used within the window; older ones are forgotten.
+
+        seen: `Device.seen`, as the caller knows it.
+        """
+        return self._nonces.use(device, nonce, now, window_s, seen)
 
     # -- releases -----------------------------------------------------------------------------------------------
 
@@ -243,6 +246,12 @@ class Catalog:
         with self._begin() as db:
             devices, samples, most = db.execute(counted.where(today, each)).one()
         return int(devices), int(samples or 0), int(most or 0)
+
+    def forget_reports(self, before: float) -> int:
+        """Delete reports that were received before a time, in seconds since 1970. Returns how many. What rollouts have
+        made of them stays."""
+        with self._begin() as db:
+            return int(db.execute(delete(REPORTS).where(REPORTS.c.received < before)).rowcount)
 
     @contextmanager
     def _begin(self) -> Iterator[Connection]:

@@ -18,6 +18,11 @@ from cloud.catalog.tables import DEVICES, NONCES
 
 _FORGET_EVERY_S = 5.0
 _SEEN_EVERY_S = 60.0
+_ADD = {
+    name: made(NONCES).on_conflict_do_nothing().returning(NONCES.c.device, NONCES.c.nonce)
+    for name, made in (("sqlite", sqlite.insert), ("postgresql", postgresql.insert))
+}
+"""By dialect; made once, so that it is compiled once."""
 
 
 @dataclass
@@ -26,6 +31,7 @@ class _Use:
     nonce: str
     at: float
     window_s: float
+    seen: float
     done: bool = False
     fresh: bool = False
 
@@ -39,13 +45,15 @@ class NonceLog:
         self._waiting: list[_Use] = []
         self._forgotten = 0.0
 
-    def use(self, device: str, nonce: str, now: float, window_s: float) -> bool:
+    def use(self, device: str, nonce: str, now: float, window_s: float, seen: float) -> bool:
         """False if this device's nonce has been used within the window; older ones are forgotten.
+
+        seen: what the catalog has of the device; renewed by the minute, since that is another write.
 
         Raises:
             StoreError: the database refused; the nonce is not used up.
         """
-        mine = _Use(device, nonce, now, window_s)
+        mine = _Use(device, nonce, now, window_s, seen)
         with self._adding:
             self._waiting.append(mine)
         with self._turn:
@@ -67,12 +75,9 @@ class NonceLog:
         with self._begin() as db:
             if abs(now - self._forgotten) >= _FORGET_EVERY_S:
                 db.execute(delete(NONCES).where(NONCES.c.at < now - window_s))
-            made = sqlite.insert if db.dialect.name == "sqlite" else postgresql.insert
-            statement = made(NONCES).values(rows).on_conflict_do_nothing().returning(NONCES.c.device, NONCES.c.nonce)
-            added = {(row.device, row.nonce) for row in db.execute(statement)}
-            devices = {use.device for use in group}
-            due = DEVICES.c.id.in_(devices) & (DEVICES.c.seen < now - _SEEN_EVERY_S)
-            db.execute(update(DEVICES).where(due).values(seen=now))
+            added = {(row.device, row.nonce) for row in db.execute(_ADD[db.dialect.name], rows)}
+            if due := {use.device for use in group if use.seen < now - _SEEN_EVERY_S}:
+                db.execute(update(DEVICES).where(DEVICES.c.id.in_(due)).values(seen=now))
         self._forgotten = now
         for use in group:
             if (use.device, use.nonce) in added:

@@ -56,8 +56,6 @@ class Command:
     def run(args: argparse.Namespace) -> int:
         if not 1 <= args.workers <= 256:
             raise InputError("--workers goes from 1 to 256; one for each core is a good number")
-        # matches run in parallel already: more threads in each would only contend. Read when numpy is imported
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         from cloud.home import ServerHome
         from cloud.http import serving
         from cloud.http.limits import limits_of

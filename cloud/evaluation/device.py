@@ -29,7 +29,7 @@ from device_runtime.model import VOCABULARY, Weights
 from device_runtime.samples import Column, Float32, Ragged, SampleBatch
 from device_runtime.stream import samples
 from device_runtime.tables import LocalTable
-from device_runtime.wire import MatchAnswer, MatchQuery, Rows, decode_answer, encode_query
+from device_runtime.wire import MatchAnswer, MatchQuery, decode_answer, encode_query
 
 _Value = TypeVar("_Value")
 
@@ -206,20 +206,29 @@ class Device:
                 )
             table = personal_table(self.table_for(start, local), start)
             moved = personalize.tune(self.model, start, table, local, kept, kept_weights, used, self.rng(name))
-            return _joined(start, moved)
+            return start.followed_by(moved)
 
         mine = local is self.parts.local or local is self.parts.train
         count = (0 if mine else len(local)) + (0 if kept is None else len(kept))
         return self.stage(f"tune {name}", tune, lambda _: Spent(kept=count))
 
-    def judged(self, name: str, weights: Weights) -> Weights:
-        """The weights if the judge lets them serve, else the bundle's."""
+    def judged(self, name: str, weights: Weights, settings: RoundSettings | None = None) -> Weights:
+        """The weights if the judge lets them serve, with what they learn of held-out samples then; else the bundle's.
+
+        settings: if not the round's.
+        """
+        used = settings or self.settings
 
         def judge() -> Weights:
             held_out = self.parts.held_out
             before = self.logits(held_out, self.model.base)
-            verdict = personalize.judge(held_out.labels, before, self.logits(held_out, weights), self.settings)
-            return weights if verdict.activate else self.model.base
+            verdict = personalize.judge(held_out.labels, before, self.logits(held_out, weights), used)
+            if not verdict.activate:
+                return self.model.base
+            if not used.learn_held_out:
+                return weights
+            table = personal_table(self.table_for(weights, held_out), weights)
+            return personalize.learn_held_out(self.model, weights, table, held_out, used, self.rng("learn"))
 
         return self.stage(f"judge {name}", judge)
 
@@ -263,20 +272,6 @@ class Device:
         leaks.check_histories(case, test, case.test_from, growing)
         train, held_out = personalize.split(len(local), self.settings.holdout)
         return Parts(local, local.take(train), local.take(held_out), test)
-
-
-def _joined(before: Weights, after: Weights) -> Weights:
-    """After, with those personal rows of before that did not move again."""
-    if before.rows is None or after.rows is None:
-        return Weights(after.dense, after.rows or before.rows, after.version)
-    still = ~np.isin(before.rows.ids, after.rows.ids)
-    ids = np.concatenate([before.rows.ids[still], after.rows.ids])
-    order = np.argsort(ids)
-    tensors = {
-        name: np.concatenate([before.rows.tensors[name][still], rows])[order]
-        for name, rows in after.rows.tensors.items()
-    }
-    return Weights(after.dense, Rows(ids[order], tensors), after.version)
 
 
 def _until(case: Case, test: SampleBatch) -> SampleBatch:

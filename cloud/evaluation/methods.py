@@ -47,7 +47,8 @@ def local(device: Device) -> Weights:
 
 def local_judged(device: Device) -> Weights:
     """What a round does that has no candidates."""
-    return device.judged("local", device.tuned("local part", device.parts.train, settings=plain(device)))
+    settings = plain(device)
+    return device.judged("local", device.tuned("local part", device.parts.train, settings=settings), settings)
 
 
 def local_and_random(device: Device) -> Weights:
@@ -94,7 +95,9 @@ def coda(device: Device, name: str = "coda", *, classifier: bool = True, judge: 
         chosen = candidates.take(np.sort(device.rng("keep").permutation(len(candidates))[: settings.keep]))
         weight = np.ones(len(chosen), np.float32)
     tuned = device.tuned(name, device.parts.train, chosen, weight, settings)
-    return device.judged(name, tuned) if judge else tuned
+    if judge:
+        return device.judged(name, tuned, settings)
+    return device.judged(f"{name} unjudged", tuned, msgspec.structs.replace(settings, judge=False))
 
 
 def oracle(device: Device) -> Weights:
@@ -117,9 +120,16 @@ PLAIN: dict[str, Any] = {
     "freeze_histories": False,
     "label_correction": False,
     "row_steps": 0,
+    "learn_held_out": True,
 }
-JOINT: dict[str, Any] = {"row_steps": 0, "epochs": 8, "rate": 0.1}
-"""Kept samples in the same passes as local ones."""
+JOINT: dict[str, Any] = {
+    "row_steps": 0,
+    "epochs": 8,
+    "rate": 0.1,
+    "table_rate": 0.5,
+    "label_correction": True,
+}
+"""Kept samples in the same passes as local ones, by the settings that did best for that."""
 NEAREST: dict[str, Any] = {
     "matching": "nearest",
     "candidates": 400,
@@ -154,8 +164,12 @@ METHODS: dict[str, Method] = {
     "coda-no-weights": Method(
         partial(coda, name="coda-no-weights", density_weights=False), "CoDA whose kept samples weigh 1"
     ),
-    "coda-no-label-correction": Method(
-        partial(coda, name="coda-no-label-correction", label_correction=False), "CoDA with labels of any mean"
+    "coda-label-correction": Method(
+        partial(coda, name="coda-label-correction", label_correction=True),
+        "CoDA that moves the labels' mean to that of the model's predictions before it tunes",
+    ),
+    "coda-no-held-out": Method(
+        partial(coda, name="coda-no-held-out", learn_held_out=False), "CoDA that never trains on what its judge saw"
     ),
     "coda-no-judge": Method(partial(coda, judge=False), "CoDA whose result always serves"),
     "oracle": Method(oracle, "best of cloud, local and CoDA by the test rows: an upper bound", reference=True),

@@ -99,7 +99,7 @@ class Authenticator:
         self._spend(self._each, device, "device rate", "this device asks for too much; its own schedule is enough")
         # a nonce is remembered for as long as its signature could pass the clock check
         window_s = 2 * self._services.limits.clock_skew_s
-        if not self._services.catalog.use_nonce(device, nonce, self._services.clock(), window_s):
+        if not self._services.catalog.use_nonce(device, nonce, self._services.clock(), window_s, known.seen):
             raise unauthenticated("this request has been made before (same nonce)")
         return Asker(known, nonce, _bundle(request.headers.get(BUNDLE, "")))
 

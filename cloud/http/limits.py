@@ -37,6 +37,9 @@ class ServerLimits:
 
     device_samples_per_day, samples_per_day: contributed, of one device and of all; days are UTC, counted in the
     catalog, and hold over all workers and machines.
+
+    report_days, sample_days: after so many days, reports are deleted, and samples of this server's pool are in no
+    answer and leave the disk by the next compaction; 0: never.
     """
 
     max_query_bytes: int = 64 << 10
@@ -61,6 +64,8 @@ class ServerLimits:
     statement_s: int = 7 * 86_400
     device_samples_per_day: int = 50_000
     samples_per_day: int = 50_000_000
+    report_days: float = 180.0
+    sample_days: float = 0.0
 
 
 def limits_of(settings: Settings) -> ServerLimits:

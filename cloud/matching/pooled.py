@@ -96,11 +96,9 @@ def pooled(
             moved += total(item, weight * (one.residuals(rows) - variance * offset[item]), count)
             weighed += total(item, weight * variance, count)
         offset += moved / (weighed + EVEN * settings.near_shrinkage)
-    order = np.lexsort((-met, -met * offset**2))
-    order = order[(met[order] > 0) & (order > 0)][: query.limit]
-    short = query.limit - len(order)
-    reason = f"the pool has only {len(order)} items of other contributors" if short else ""
-    picked = np.sort(order)
+    picked = _foremost(met, offset, query.limit)
+    short = query.limit - len(picked)
+    reason = f"the pool has only {len(picked)} items of other contributors" if short else ""
     return _batch(pool.schema, picked, in_steps(as_labels(offset[picked]))), reason
 
 
@@ -110,6 +108,19 @@ def kernel(similarities: Float32, settings: RoundSettings) -> Float64:
     lack = np.maximum(core - similarities, 0)
     weights: Float64 = np.exp(-settings.sharpness * lack.astype(np.float64))
     return weights
+
+
+def _foremost(met: Float64, offset: Float64, most: int) -> Int64:
+    """int64, ascending: the items that were met and whose offsets change most; of equals those met most, then the
+    first ones. Sorts equals only: there are a catalogue's items, of which few are asked for."""
+    items = np.flatnonzero(met[1:] > 0) + 1
+    if len(items) <= most or not most:
+        return items[:most]
+    change = met[items] * offset[items] ** 2
+    least = np.partition(change, len(change) - most)[len(change) - most]
+    above, equal = items[change > least], items[change == least]
+    equal = equal[np.argsort(-met[equal], kind="stable")][: most - len(above)]
+    return np.union1d(above, equal)
 
 
 def _padded(values: Float64, count: int) -> Float64:

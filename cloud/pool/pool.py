@@ -161,7 +161,8 @@ class Pool(Snapshot):
                 else entry
                 for entry, segment in zip(state.segments, self._segments, strict=True)
             )
-            self._commit(msgspec.structs.replace(state, segments=entries))
+            if entries != state.segments:
+                self._commit(msgspec.structs.replace(state, segments=entries))
             return before - len(self)
 
     def retain_newest(self, samples: int) -> int:

@@ -13,7 +13,7 @@ import statistics
 
 import pytest
 
-from tests.conftest import publish_tastes
+from tests.conftest import publish_tastes, published_in
 
 REPEATS = 3
 CORES_MOST_S = 0.2
@@ -25,7 +25,10 @@ FULL = os.environ.get("CODA_COST") == "full"
 
 @pytest.fixture
 def published(published, tmp_path):
-    return publish_tastes(tmp_path, items=2000, each=160, local=100, candidates=500) if FULL else published
+    if not FULL:
+        return published
+    publish_tastes(tmp_path, items=2000, each=160, local=100, candidates=500)
+    return published_in(tmp_path)
 
 
 def test_the_java_part_of_a_first_round_and_of_a_daily_one(device, serving, published, tmp_path, record_property):

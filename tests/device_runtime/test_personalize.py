@@ -9,7 +9,7 @@ from device_runtime.engines import open_engine
 from device_runtime.local import personal_table
 from device_runtime.metrics import log_loss
 from device_runtime.model import TASTE, VOCABULARY, Model, Weights
-from device_runtime.personalize import corrected, judge, split, tune
+from device_runtime.personalize import corrected, judge, learn_held_out, split, tune
 from device_runtime.reach import reach
 from device_runtime.samples import Ragged, SampleBatch
 from device_runtime.tables import LocalTable
@@ -238,6 +238,27 @@ def lifted(model, rng, **settings):
     found = tune(model, model.base, table, local, soft, np.ones(60, np.float32), given, np.random.default_rng(0))
     after = model.logits(kept, personal_table(table, found), found)
     return table, local, found, after - before, asked
+
+
+def test_what_the_judge_saw_is_learned_too_and_the_rest_stays(model, rng):
+    local, held_out = samples(model, rng, 30, liked=0.9), samples(model, rng, 30, liked=0.1)
+    whole = base_table(model, local, held_out)
+    settings = RoundSettings(rate=0.3, table_rate=3.0, epochs=10, freeze_histories=False)
+    tuned = tune(model, model.base, whole, local, None, None, settings, np.random.default_rng(0))
+    over = personal_table(whole, tuned)
+    learned = learn_held_out(model, tuned, over, held_out, settings, np.random.default_rng(0))
+    after = model.logits(held_out, personal_table(whole, learned), learned)
+    assert log_loss(held_out.labels, after) < log_loss(held_out.labels, model.logits(held_out, over, tuned))
+    assert (np.diff(learned.rows.ids) > 0).all()
+    assert set(learned.rows.ids.tolist()) == set(local.ids(VOCABULARY).tolist()) | set(
+        held_out.ids(VOCABULARY).tolist()
+    )
+    still = np.setdiff1d(local.ids(VOCABULARY), held_out.ids(VOCABULARY))
+    assert len(still)
+    np.testing.assert_array_equal(
+        learned.rows.tensors["item.weight"][np.searchsorted(learned.rows.ids, still)],
+        tuned.rows.tensors["item.weight"][np.searchsorted(tuned.rows.ids, still)],
+    )
 
 
 def test_row_steps_reach_soft_labels_and_leave_the_users_own_rows(model, rng):

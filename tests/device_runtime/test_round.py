@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 
 import msgspec
+import numpy as np
 import pytest
 
 from cloud.http import ServerLimits
@@ -96,6 +97,27 @@ def test_new_weights_serve_if_the_judge_says_so_and_else_do_not(phone, monkeypat
     assert files == [f"{second.report.round}.safetensors"], "superseded weights are removed"
 
 
+def test_weights_that_serve_have_learned_from_what_the_judge_saw(phone, monkeypatch):
+    real, seen = round_module.personalize.learn_held_out, []
+
+    def learn(model, tuned, table, held_out, *rest):
+        seen.append((tuned, real(model, tuned, table, held_out, *rest), len(held_out)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(round_module.personalize, "learn_held_out", learn)
+    always(monkeypatch, True)
+    report = phone.round().report
+    [(tuned, learned, count)] = seen
+    assert count == report.verdict.samples and [one.phase for one in report.phases].count("tune") == 2
+    serving = phone.home.active_weights(phone.home.model(phone.engine))
+    for name, tensor in learned.dense.items():
+        np.testing.assert_array_equal(serving.dense[name], tensor)
+    assert any((learned.dense[name] != before).any() for name, before in tuned.dense.items())
+    always(monkeypatch, False)
+    phone.round()
+    assert len(seen) == 1, "what is refused learns nothing more"
+
+
 def test_the_server_learns_counts_and_costs_only(phone):
     result = phone.round()
     [(device, report)] = phone.services.catalog.reports()
@@ -124,7 +146,14 @@ def test_local_training_alone_asks_for_nothing(phone):
     result = phone.round(match=False)
     assert result.report.candidates == 0 and result.filter is None
     assert "match" not in result.traffic
-    assert [phase.phase for phase in result.report.phases][2:] == ["encode", "tune", "judge", "activate", "clean"]
+    assert [phase.phase for phase in result.report.phases][2:] == [
+        "encode",
+        "tune",
+        "judge",
+        "tune",
+        "activate",
+        "clean",
+    ]
 
 
 def test_a_user_with_hardly_any_history_waits(serving, published, tmp_path):

@@ -13,7 +13,7 @@ import pytest
 
 from cloud.evaluation import mpda, running
 from cloud.evaluation.cloud_side import Cloud
-from cloud.evaluation.device import Device, _joined
+from cloud.evaluation.device import Device
 from cloud.evaluation.methods import METHODS, Method, chosen
 from cloud.evaluation.running import UserResult, Work, examine, run, tasks
 from device_runtime.bundle import RoundSettings
@@ -191,7 +191,7 @@ def test_rows_that_moved_before_stay_moved() -> None:
     def weights(ids: list[int], value: float) -> Weights:
         return Weights({}, Rows(np.array(ids, np.int32), {"w": np.full((len(ids), 2), value, np.float32)}))
 
-    joined = _joined(weights([2, 5], 1), weights([1, 5], 2)).rows
+    joined = weights([2, 5], 1).followed_by(weights([1, 5], 2)).rows
     assert joined is not None and joined.ids.tolist() == [1, 2, 5]
     assert joined.tensors["w"][:, 0].tolist() == [2, 1, 2]
-    assert _joined(Weights({}), weights([1], 2)).rows is not None
+    assert Weights({}).followed_by(weights([1], 2)).rows is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -138,6 +139,28 @@ def test_reports_are_evidence_and_the_keeper_acts_on_it(stocked, clock):
     keeper.look()
     judgement = stocked.services.releases.course("next").judgement
     assert judgement.finding.verdict == "wait" and judgement.evidence.treatment.failures == 1
+
+
+def test_the_keeper_forgets_what_is_older_than_the_operator_wants(stocked, clock):
+    limits = replace(stocked.services.limits, report_days=2.0, sample_days=1.0)
+    keeper = ReleaseKeeper(replace(stocked.services, limits=limits))
+    pool, catalog = stocked.services.pool, stocked.services.catalog
+
+    def rounds():
+        return [kept.round for _, kept in catalog.reports()]
+
+    assert stocked.signed("POST", "/v1/reports", report(round="early")).status == 204
+    clock.now += 1.5 * 86_400
+    assert stocked.signed("POST", "/v1/reports", report(round="late")).status == 204
+    before = len(pool)
+    keeper.look()
+    assert before > 0 and len(pool) == 0 and rounds() == ["early", "late"], "samples are kept a day, reports two"
+    clock.now += 86_400
+    keeper.look()
+    assert rounds() == ["late"]
+    clock.now += 86_400
+    ReleaseKeeper(stocked.services).look()
+    assert rounds() == ["late"], "by default reports are kept for half a year"
 
 
 def test_the_keeper_looks_by_itself(stocked, clock):

@@ -57,6 +57,24 @@ public final class Model implements Closeable {
             return flat;
         }
 
+        /** What these have become: the later ones, and those personal rows that they did not move again. */
+        Weights followedBy(Weights later) {
+            if (rows == null || later.rows == null) {
+                return new Weights(later.dense, later.rows == null ? rows : later.rows);
+            }
+            int[] ids = Ints.distinct(Ints.join(rows.ids, later.rows.ids));
+            int[] at = new int[ids.length]; // where an id stands in the rows joined below, the later one first
+            for (int i = 0; i < ids.length; i++) {
+                int again = Arrays.binarySearch(later.rows.ids, ids[i]);
+                at[i] = again >= 0 ? again : later.rows.ids.length + Arrays.binarySearch(rows.ids, ids[i]);
+            }
+            Map<String, Tensor> joined = new LinkedHashMap<>();
+            for (Map.Entry<String, Tensor> each : later.rows.tensors.entrySet()) {
+                joined.put(each.getKey(), Tensor.join(each.getValue(), rows.tensors.get(each.getKey())).take(at));
+            }
+            return new Weights(later.dense, new Rows(ids, joined));
+        }
+
         static Weights of(Map<String, Tensor> flat) {
             Map<String, Tensor> dense = new LinkedHashMap<>();
             Map<String, Tensor> sliced = new LinkedHashMap<>();

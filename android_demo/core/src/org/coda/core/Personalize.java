@@ -71,6 +71,16 @@ final class Personalize {
         return personal(model, trained, values, table);
     }
 
+    /**
+     * What tuned weights become by the settings' passes over what the judge has looked at, once they may serve.
+     *
+     * @param table of at least the held-out samples' rows and the personal ones, these laid over it.
+     */
+    static Weights learnHeldOut(Model model, Weights tuned, LocalTable table, SampleBatch heldOut, Pcg64 random) {
+        Weights later = tune(model, model.manifest.settings, tuned, table, heldOut, null, random);
+        return tuned.followedBy(later);
+    }
+
     /** By how much the logits of kept samples should change: a share of the way to their soft labels. */
     private static double[] change(Model model, RoundSettings settings, Weights weights, LocalTable table,
             SampleBatch kept, float[] keptWeights) {

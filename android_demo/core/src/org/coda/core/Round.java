@@ -433,18 +433,27 @@ public final class Round {
 
     private String judge() {
         local();
+        final Weights tuned = Weights.of(tensors("tuned"));
+        final LocalTable table = Model.personal(model.table(ids(), model.base, rows()), tuned);
         phase("judge", new Runnable() {
             @Override
             public void run() {
-                Weights tuned = Weights.of(tensors("tuned"));
-                LocalTable base = model.table(ids(), model.base, rows());
                 Weights active = home.activeWeights(model);
                 float[] was = model.logits(local.heldOut, model.table(ids(), active, rows()), active);
-                float[] is = model.logits(local.heldOut, Model.personal(base, tuned), tuned);
+                float[] is = model.logits(local.heldOut, table, tuned);
                 progress.verdict = Personalize.judge(local.heldOut.labels, was, is, model.manifest.settings);
                 progress.outcome = progress.verdict.activate ? "activated" : "kept";
             }
         });
+        if (progress.verdict.activate && model.manifest.settings.learnHeldOut) {
+            phase("tune", new Runnable() {
+                @Override
+                public void run() {
+                    Weights learned = Personalize.learnHeldOut(model, tuned, table, local.heldOut, random());
+                    keep("learned", Safetensors.write(learned.tensors()));
+                }
+            });
+        }
         return "judged";
     }
 
@@ -454,7 +463,7 @@ public final class Round {
             @Override
             public void run() {
                 if (better) {
-                    home.placeWeights(id, new File(files, "tuned"));
+                    home.placeWeights(id, new File(files, progress.files.containsKey("learned") ? "learned" : "tuned"));
                 }
             }
         });

@@ -28,6 +28,7 @@ public final class RoundSettings {
     public final double rowShare;
     public final boolean judge;
     public final double tolerance;
+    public final boolean learnHeldOut;
 
     /** As in the manifest. */
     private final Map<String, Object> given;
@@ -47,16 +48,17 @@ public final class RoundSettings {
         ratioBound = fields.number("ratio_bound", 1.5);
         densityWeights = fields.flag("density_weights", true);
         outsideWeight = fields.number("outside_weight", 2);
-        labelCorrection = fields.flag("label_correction", true);
+        labelCorrection = fields.flag("label_correction", false);
         epochs = fields.int32("epochs", 3);
         rate = fields.number("rate", 0.05);
-        tableRate = fields.number("table_rate", 0.5);
+        tableRate = fields.number("table_rate", 0.05);
         interpolation = fields.number("interpolation", 1);
         freezeHistories = fields.flag("freeze_histories", true);
         rowSteps = fields.int32("row_steps", 2);
         rowShare = fields.number("row_share", 0.75);
         judge = fields.flag("judge", true);
         tolerance = fields.number("tolerance", 2);
+        learnHeldOut = fields.flag("learn_held_out", true);
         for (String ofServer : new String[] {"neighbours", "core", "sharpness", "shrinkage", "near_shrinkage"}) {
             fields.has(ofServer);
         }
