@@ -17,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from device_runtime.errors import EngineError
 from export.graphs import GraphPlan, without_unused
-from export.rewrites import for_xnnpack, onnx_slopes, simplify
+from export.rewrites import for_onnx, for_xnnpack, onnx_operators, simplify
 
 ONNX_OPSET = 20
 _KEEP_FOLDED = 64
@@ -67,7 +67,7 @@ def to_onnx(traced: Traced) -> bytes:
             import onnxscript.optimizer
 
             exported = torch.onnx.export(
-                traced.program,
+                for_onnx(copy.deepcopy(traced.program)),
                 dynamo=True,
                 verbose=False,
                 optimize=False,
@@ -82,7 +82,7 @@ def to_onnx(traced: Traced) -> bytes:
                 node.doc_string = None
             for value in (*exported.model.graph.inputs, *exported.model.graph.outputs):
                 value.metadata_props.clear()
-            data: bytes = onnx_slopes(exported.model_proto).SerializeToString()
+            data: bytes = onnx_operators(exported.model_proto).SerializeToString()
             return data
     except Exception as error:
         raise EngineError(f"graph {traced.plan.name!r} cannot be lowered to ONNX: {_first_line(error)}") from error
