@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from device_runtime.engines.spec import BATCH
 from device_runtime.errors import EngineError
 from export.graphs import GraphPlan, without_unused
 from export.rewrites import for_onnx, for_xnnpack, onnx_operators, simplify
@@ -48,7 +49,7 @@ def trace(plan: GraphPlan) -> Traced:
             shapes = tuple(
                 {i: symbols[d] for i, d in enumerate(t.shape) if isinstance(d, str)} or None for t in plan.spec.inputs
             )
-            examples = tuple(plan.examples[t.name] for t in plan.spec.inputs)
+            examples = tuple(_examples(plan).values())
             program = torch.export.export(module, examples, dynamic_shapes=(*shapes,), strict=False)
             return Traced(plan, simplify(program.run_decompositions()))
     except Exception as error:
@@ -121,7 +122,7 @@ def _make_fx(plan: GraphPlan) -> tuple[torch.fx.GraphModule, set[str]]:
         result = plan.function(given)
         return tuple(result[name] for name in outputs)
 
-    module = make_fx(flat, tracing_mode="symbolic")(*(plan.examples[n] for n in names))
+    module = make_fx(flat, tracing_mode="symbolic")(*_examples(plan).values())
     module.graph.eliminate_dead_code()
     # tracing leaves behind a constant that nothing reads, and whose symbolic size no lowering can print
     for name in [n for n in module._buffers if n.startswith("_tensor_constant")]:
@@ -131,6 +132,17 @@ def _make_fx(plan: GraphPlan) -> tuple[torch.fx.GraphModule, set[str]]:
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
     used = {name for name, node in zip(names, placeholders, strict=True) if node.users}
     return module, used
+
+
+def _examples(plan: GraphPlan) -> dict[str, Tensor]:
+    """The plan's, in batches of a size that no other dimension has: PyTorch takes dimensions of one size for one."""
+    taken = {n for t in plan.spec.inputs for n in plan.examples[t.name].shape[t.shape[:1] == (BATCH,) :]}
+    most = plan.spec.bounds.get(BATCH, (0, 0))[1]
+    batch = next((n for n in range(most, 1, -1) if n not in taken), most)
+    return {
+        t.name: plan.examples[t.name][:batch] if t.shape[:1] == (BATCH,) else plan.examples[t.name]
+        for t in plan.spec.inputs
+    }
 
 
 @contextlib.contextmanager

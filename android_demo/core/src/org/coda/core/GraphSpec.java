@@ -11,6 +11,9 @@ import java.util.Map;
 
 /** What a graph takes and gives, in its own order; see {@code device_runtime/engines/spec.py}. */
 public final class GraphSpec {
+    /** The dimension of the samples in a batch: any number of them up to a bound. */
+    static final String BATCH = "batch";
+
     public final List<TensorSpec> inputs;
     public final List<TensorSpec> outputs;
     /** Output -> the input that it feeds on the next call. */
@@ -81,14 +84,13 @@ public final class GraphSpec {
         return found;
     }
 
-    /** How many samples a call takes. */
+    /** How many samples a batch has, at most. */
     public int batch() {
-        for (TensorSpec tensor : of("feature")) {
-            if (tensor.sizes[0] > 0) {
-                return tensor.sizes[0];
-            }
+        int[] bound = bounds.get(BATCH);
+        if (bound == null) {
+            throw new EngineError("this graph takes no batch of samples");
         }
-        throw new EngineError("this graph takes no batch of samples");
+        return bound[1];
     }
 
     /**

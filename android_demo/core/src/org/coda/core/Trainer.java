@@ -8,8 +8,8 @@ import java.util.LinkedHashMap;
 import java.util.Map;
 
 /**
- * Epochs over a step graph, and scores from an inference graph, for any number of samples. A graph takes a fixed number;
- * the last batch is filled up with the first sample at weight 0. Values given are never written to.
+ * Epochs over a step graph, and scores from an inference graph, for any number of samples. A graph takes batches of up to
+ * a number of samples; the last batch is what is left. Values given are never written to.
  */
 final class Trainer {
     private Trainer() {}
@@ -90,18 +90,16 @@ final class Trainer {
         for (int epoch = 0; epoch < epochs; epoch++) {
             int[] order = random.permutation(count);
             for (int start = 0; start < count; start += size) {
-                int[] at = new int[size];
-                float[] mass = new float[size];
-                for (int i = 0; i < size; i++) {
-                    at[i] = used[start + i < count ? order[start + i] : 0];
-                    mass[i] = start + i < count ? weights[at[i]] : 0;
+                int[] at = new int[Math.min(size, count - start)];
+                for (int i = 0; i < at.length; i++) {
+                    at[i] = used[order[start + i]];
                 }
                 Map<String, Tensor> batch = new HashMap<>();
                 for (Map.Entry<String, Tensor> column : features.entrySet()) {
                     batch.put(column.getKey(), column.getValue().take(at));
                 }
-                batch.put(spec.of("label").get(0).name, Tensor.of(Floats.take(labels, at), size));
-                batch.put(spec.of("weight").get(0).name, Tensor.of(mass, size));
+                batch.put(spec.of("label").get(0).name, Tensor.of(Floats.take(labels, at), at.length));
+                batch.put(spec.of("weight").get(0).name, Tensor.of(Floats.take(weights, at), at.length));
                 float loss = advance(graph, current, batch, rate, tableRate);
                 if (Float.isNaN(loss) || Float.isInfinite(loss)) {
                     throw diverged(epoch, "the loss became " + loss, rate);
@@ -131,9 +129,8 @@ final class Trainer {
         Tensor found = Tensor.zeros("float32", shape);
         int size = spec.batch();
         for (int start = 0; start < count; start += size) {
-            int real = Math.min(size, count - start);
-            int[] at = new int[size];
-            for (int i = 0; i < real; i++) {
+            int[] at = new int[Math.min(size, count - start)];
+            for (int i = 0; i < at.length; i++) {
                 at[i] = start + i;
             }
             Map<String, Tensor> given = new LinkedHashMap<>();
@@ -142,7 +139,7 @@ final class Trainer {
                 given.put(tensor.name, column == null ? values.get(tensor.name) : column.take(at));
             }
             Tensor result = graph.run(given).get(output.name);
-            System.arraycopy(result.floats, 0, found.floats, start * found.width(), real * found.width());
+            System.arraycopy(result.floats, 0, found.floats, start * found.width(), result.size());
         }
         return found;
     }
