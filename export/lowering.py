@@ -6,14 +6,17 @@ import contextlib
 import copy
 import io
 import logging
+import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 
 from device_runtime.engines.spec import BATCH
 from device_runtime.errors import EngineError
@@ -53,6 +56,11 @@ def trace(plan: GraphPlan) -> Traced:
             program = torch.export.export(module, examples, dynamic_shapes=(*shapes,), strict=False)
             return Traced(plan, simplify(program.run_decompositions()))
     except Exception as error:
+        if f"Constraints violated ({BATCH})" in str(error):
+            raise EngineError(
+                f"graph {plan.name!r} cannot be traced: the model works for batches of one size only; take the size "
+                "from a tensor's shape (not by len(), which is a number), and write none into the model"
+            ) from error
         raise EngineError(f"graph {plan.name!r} cannot be traced: {_first_line(error)}") from error
 
 
@@ -122,7 +130,8 @@ def _make_fx(plan: GraphPlan) -> tuple[torch.fx.GraphModule, set[str]]:
         result = plan.function(given)
         return tuple(result[name] for name in outputs)
 
-    module = make_fx(flat, tracing_mode="symbolic")(*_examples(plan).values())
+    with _FlatLayers():
+        module = make_fx(flat, tracing_mode="symbolic")(*_examples(plan).values())
     module.graph.eliminate_dead_code()
     # tracing leaves behind a constant that nothing reads, and whose symbolic size no lowering can print
     for name in [n for n in module._buffers if n.startswith("_tensor_constant")]:
@@ -132,6 +141,20 @@ def _make_fx(plan: GraphPlan) -> tuple[torch.fx.GraphModule, set[str]]:
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
     used = {name for name, node in zip(names, placeholders, strict=True) if node.users}
     return module, used
+
+
+class _FlatLayers(TorchFunctionMode):
+    """A layer over [.., d] as one over [n, d]: PyTorch does so itself, but in terms of the sizes of the example."""
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = dict(zip(("input", "weight", "bias"), args, strict=False)) | dict(kwargs or {})
+        if func is not torch.nn.functional.linear or given["input"].dim() < 3:
+            return func(*args, **(kwargs or {}))
+        *outer, width = given["input"].shape
+        flat = func(given["input"].reshape(math.prod(outer), width), given["weight"], given.get("bias"))
+        return flat.reshape(*outer, flat.shape[1])
 
 
 def _examples(plan: GraphPlan) -> dict[str, Tensor]:

@@ -150,8 +150,8 @@ def _turned_vector(node: Node) -> Node | None:
         return None
     source: Any = node.args[0]
     order: Any = node.args[1]
-    shape, result = source.meta["val"].shape, list(node.meta["val"].shape)
-    if not all(isinstance(n, int) for n in result):
+    shape, result = source.meta["val"].shape, _free(node.meta["val"].shape)
+    if result is None:
         return None
     kept = [d % len(shape) for d in order if shape[d] != 1]
     return _view(node.graph, source, result) if kept == sorted(kept) else None
