@@ -25,7 +25,7 @@ from device_runtime.identity import key_id, verify
 from device_runtime.messages import BundleRef
 from device_runtime.samples import Schema
 
-FORMAT = 1
+FORMAT = 2
 MAX_FILE = 256 << 20
 """Bytes of one file after decompression, at most."""
 

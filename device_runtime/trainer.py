@@ -1,7 +1,7 @@
 """Epochs over a step graph, and scores from an inference graph, for any number of samples.
 
-A graph takes a fixed number of samples; the last batch is filled up with the first sample at weight 0. Values are
-the graph's `param`, `attribute` and `state` tensors by name. They are never written to: training gives new ones.
+A graph takes batches of up to a number of samples; the last batch is what is left. Values are the graph's `param`,
+`attribute` and `state` tensors by name. They are never written to: training gives new ones.
 """
 
 from __future__ import annotations
@@ -58,13 +58,15 @@ def advance(graph: Graph, values: Arrays, batch: Arrays, hyper: Mapping[str, flo
     return {**values, **moved}, float(results["loss"].reshape(()))
 
 
-def batches(count: int, size: int) -> Iterator[tuple[Int64, int]]:
-    """Indices int64 [size] of each batch and how many of them count; those after that are 0, to fill it up."""
-    for start in range(0, count, size):
-        real = min(size, count - start)
-        at = np.zeros(size, np.int64)
-        at[:real] = np.arange(start, start + real)
-        yield at, real
+def calls(order: Int64, batch: int, steps: int) -> Iterator[Int64]:
+    """Indices [k, up to batch] of each call over samples in this order, k up to steps: all batches of a call are of one
+    size, and the last one of all may be smaller than the others."""
+    whole = len(order) // batch
+    full, rest = order[: whole * batch].reshape(-1, batch), order[whole * batch :]
+    for start in range(0, whole, steps):
+        yield full[start : start + steps]
+    if len(rest):
+        yield rest[None]
 
 
 def train(
@@ -106,18 +108,10 @@ def train(
     losses = []
     for epoch in range(epochs):
         total, mass = 0.0, 0.0
-        # all batches of the epoch at once, the last one filled up: a loop over them here takes as long as small steps
-        positions = np.zeros(-(-len(used) // spec.batch) * spec.batch, np.int64)
-        positions[: len(used)] = rng.permutation(len(used))
-        order = used[positions].reshape(-1, spec.batch)
-        mass_of = weights[order].astype(weight.dtype)
-        mass_of.reshape(-1)[len(used) :] = 0
-        at_once = spec.steps or 1
-        for start in range(0, len(order), at_once):
-            at = order[start : start + at_once]
+        for at in calls(used[rng.permutation(len(used))], spec.batch, spec.steps or 1):
             stack = {name: column[at] for name, column in features.items()}
             stack[label.name] = labels[at].astype(label.dtype)
-            stack[weight.name] = mass_of[start : start + at_once]
+            stack[weight.name] = weights[at].astype(weight.dtype)
             given = stack if spec.steps else {name: column[0] for name, column in stack.items()}
             found = bound.step(given | hyper)["loss"].reshape(-1).astype(np.float32)
             if not np.isfinite(found).all():
@@ -149,9 +143,9 @@ def scores(graph: Graph, values: Arrays, features: Arrays) -> Float32:
     [count] = lengths
     fixed = _taken(spec, values)
     parts = [np.zeros((0, *[d for d in output.shape[1:] if isinstance(d, int)]), np.float32)]
-    for at, real in batches(count, spec.batch):
-        result = graph(fixed | {name: column[at] for name, column in features.items()})
-        parts.append(result[output.name][:real].astype(np.float32))
+    for start in range(0, count, spec.batch):
+        result = graph(fixed | {name: column[start : start + spec.batch] for name, column in features.items()})
+        parts.append(result[output.name].astype(np.float32))
     return np.concatenate(parts)
 
 

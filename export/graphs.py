@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from device_runtime.engines.spec import GraphSpec, Role, TensorSpec
+from device_runtime.engines.spec import BATCH, GraphSpec, Role, TensorSpec
 from device_runtime.samples import Feature
 from export.models.base import Recommender
 from export.models.classifier import SampleClassifier
@@ -74,8 +74,8 @@ def recommender_plans(model: Recommender, step: Step) -> list[GraphPlan]:
         return {"logit": logits_of(model)(inputs, inputs)}
 
     features = feature_examples(model, SCORE_BATCH)
-    scored = TensorSpec("logit", "float32", (SCORE_BATCH,), "output")
-    embedded = TensorSpec("embedding", "float32", (SCORE_BATCH, model.width), "output")
+    scored = TensorSpec("logit", "float32", (BATCH,), "output")
+    embedded = TensorSpec("embedding", "float32", (BATCH, model.width), "output")
     return [
         _plan("encode", encode, weights, features, (embedded,)),
         _plan("score", score, weights, features, (scored,)),
@@ -92,10 +92,10 @@ def classifier_plans(classifier: SampleClassifier, step: Step) -> list[GraphPlan
 
     def x(batch: int) -> dict[TensorSpec, Tensor]:
         generator = torch.Generator().manual_seed(0)
-        spec = TensorSpec("x", "float32", (batch, classifier.inputs), "feature")
+        spec = TensorSpec("x", "float32", (BATCH, classifier.inputs), "feature")
         return {spec: torch.randn(batch, classifier.inputs, generator=generator)}
 
-    scored = TensorSpec("logit", "float32", (SCORE_BATCH,), "output")
+    scored = TensorSpec("logit", "float32", (BATCH,), "output")
     return [
         _plan("classifier_score", score, weights, x(SCORE_BATCH), (scored,)),
         _step_plan("classifier_step", step, weights, x(TRAIN_BATCH)),
@@ -121,8 +121,8 @@ def feature_examples(model: Recommender, batch: int, rows: int = EXAMPLE_ROWS) -
     generator = torch.Generator().manual_seed(0)
     examples = {}
     for feature in model.schema.features:
-        spec = _feature_spec(feature, batch)
-        shape = tuple(d for d in spec.shape if isinstance(d, int))
+        spec = _feature_spec(feature)
+        shape = (batch, *(d for d in spec.shape if isinstance(d, int)))
         if feature.kind == "float":
             examples[spec] = torch.randn(shape, generator=generator)
         elif feature.kind == "id":
@@ -134,8 +134,8 @@ def feature_examples(model: Recommender, batch: int, rows: int = EXAMPLE_ROWS) -
     return examples
 
 
-def _feature_spec(feature: Feature, batch: int) -> TensorSpec:
-    shape = (batch,) if feature.kind == "id" else (batch, feature.bound)
+def _feature_spec(feature: Feature) -> TensorSpec:
+    shape = (BATCH,) if feature.kind == "id" else (BATCH, feature.bound)
     return TensorSpec(
         feature.name, "float32" if feature.kind == "float" else "int64", shape, "feature", feature.vocabulary
     )
@@ -174,7 +174,9 @@ def _plan(
 ) -> GraphPlan:
     inputs = {**weights, **features}
     tables = {str(s.shape[0]) for s in inputs if s.table and s.role in ("param", "attribute", "state")}
-    spec = GraphSpec(tuple(inputs), outputs, dict(carry or {}), dict.fromkeys(sorted(tables), (2, MAX_ROWS)))
+    most = len(next(iter(features.values())))
+    bounds = {BATCH: (1, most)} | dict.fromkeys(sorted(tables), (2, MAX_ROWS))
+    spec = GraphSpec(tuple(inputs), outputs, dict(carry or {}), bounds)
     return GraphPlan(name, function, spec, {s.name: value for s, value in inputs.items()})
 
 
@@ -231,8 +233,8 @@ def _carrying(
     weight = torch.ones(TRAIN_BATCH)
     weight[-3:] = 0
     batch = {
-        TensorSpec("label", "float32", (TRAIN_BATCH,), "label"): torch.rand(TRAIN_BATCH, generator=generator).round(),
-        TensorSpec("sample_weight", "float32", (TRAIN_BATCH,), "weight"): weight,
+        TensorSpec("label", "float32", (BATCH,), "label"): torch.rand(TRAIN_BATCH, generator=generator).round(),
+        TensorSpec("sample_weight", "float32", (BATCH,), "weight"): weight,
         TensorSpec("learning_rate", "float32", (), "hyper"): torch.tensor(
             0.05 if isinstance(step.optimizer, SGD) else 0.005
         ),

@@ -6,18 +6,22 @@ import contextlib
 import copy
 import io
 import logging
+import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 
+from device_runtime.engines.spec import BATCH
 from device_runtime.errors import EngineError
 from export.graphs import GraphPlan, without_unused
-from export.rewrites import for_xnnpack, onnx_slopes, simplify
+from export.rewrites import for_onnx, for_xnnpack, onnx_operators, simplify
 
 ONNX_OPSET = 20
 _KEEP_FOLDED = 64
@@ -48,10 +52,15 @@ def trace(plan: GraphPlan) -> Traced:
             shapes = tuple(
                 {i: symbols[d] for i, d in enumerate(t.shape) if isinstance(d, str)} or None for t in plan.spec.inputs
             )
-            examples = tuple(plan.examples[t.name] for t in plan.spec.inputs)
+            examples = tuple(_examples(plan).values())
             program = torch.export.export(module, examples, dynamic_shapes=(*shapes,), strict=False)
             return Traced(plan, simplify(program.run_decompositions()))
     except Exception as error:
+        if f"Constraints violated ({BATCH})" in str(error):
+            raise EngineError(
+                f"graph {plan.name!r} cannot be traced: the model works for batches of one size only; take the size "
+                "from a tensor's shape (not by len(), which is a number), and write none into the model"
+            ) from error
         raise EngineError(f"graph {plan.name!r} cannot be traced: {_first_line(error)}") from error
 
 
@@ -67,7 +76,7 @@ def to_onnx(traced: Traced) -> bytes:
             import onnxscript.optimizer
 
             exported = torch.onnx.export(
-                traced.program,
+                for_onnx(copy.deepcopy(traced.program)),
                 dynamo=True,
                 verbose=False,
                 optimize=False,
@@ -82,7 +91,7 @@ def to_onnx(traced: Traced) -> bytes:
                 node.doc_string = None
             for value in (*exported.model.graph.inputs, *exported.model.graph.outputs):
                 value.metadata_props.clear()
-            data: bytes = onnx_slopes(exported.model_proto).SerializeToString()
+            data: bytes = onnx_operators(exported.model_proto).SerializeToString()
             return data
     except Exception as error:
         raise EngineError(f"graph {traced.plan.name!r} cannot be lowered to ONNX: {_first_line(error)}") from error
@@ -121,7 +130,8 @@ def _make_fx(plan: GraphPlan) -> tuple[torch.fx.GraphModule, set[str]]:
         result = plan.function(given)
         return tuple(result[name] for name in outputs)
 
-    module = make_fx(flat, tracing_mode="symbolic")(*(plan.examples[n] for n in names))
+    with _FlatLayers():
+        module = make_fx(flat, tracing_mode="symbolic")(*_examples(plan).values())
     module.graph.eliminate_dead_code()
     # tracing leaves behind a constant that nothing reads, and whose symbolic size no lowering can print
     for name in [n for n in module._buffers if n.startswith("_tensor_constant")]:
@@ -131,6 +141,31 @@ def _make_fx(plan: GraphPlan) -> tuple[torch.fx.GraphModule, set[str]]:
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
     used = {name for name, node in zip(names, placeholders, strict=True) if node.users}
     return module, used
+
+
+class _FlatLayers(TorchFunctionMode):
+    """A layer over [.., d] as one over [n, d]: PyTorch does so itself, but in terms of the sizes of the example."""
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = dict(zip(("input", "weight", "bias"), args, strict=False)) | dict(kwargs or {})
+        if func is not torch.nn.functional.linear or given["input"].dim() < 3:
+            return func(*args, **(kwargs or {}))
+        *outer, width = given["input"].shape
+        flat = func(given["input"].reshape(math.prod(outer), width), given["weight"], given.get("bias"))
+        return flat.reshape(*outer, flat.shape[1])
+
+
+def _examples(plan: GraphPlan) -> dict[str, Tensor]:
+    """The plan's, in batches of a size that no other dimension has: PyTorch takes dimensions of one size for one."""
+    taken = {n for t in plan.spec.inputs for n in plan.examples[t.name].shape[t.shape[:1] == (BATCH,) :]}
+    most = plan.spec.bounds.get(BATCH, (0, 0))[1]
+    batch = next((n for n in range(most, 1, -1) if n not in taken), most)
+    return {
+        t.name: plan.examples[t.name][:batch] if t.shape[:1] == (BATCH,) else plan.examples[t.name]
+        for t in plan.spec.inputs
+    }
 
 
 @contextlib.contextmanager

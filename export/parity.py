@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from device_runtime.bundle import Parity
 from device_runtime.engines import Array, Engine, Graph
-from device_runtime.engines.spec import BATCH_ROLES, GraphSpec
+from device_runtime.engines.spec import BATCH, BATCH_ROLES, GraphSpec
 from device_runtime.errors import EngineError
 from export.graphs import GraphPlan
 from export.models.base import Recommender
@@ -57,21 +57,21 @@ def check(plan: GraphPlan, oracle: Oracle, engine: Engine, path: Path, most_step
             f"graph {plan.name!r} on {engine.name} differs from autograd by {worst:.2e} in {where!r}; "
             f"at most {TOLERANCE:.0e} is allowed. The bundle was not written"
         )
-    return Parity(engine.version, worst, where, TOLERANCE, STEPS if plan.spec.carry else 1)
+    return Parity(engine.version, worst, where, TOLERANCE, _batches(plan.spec))
 
 
 def compare(plan: GraphPlan, oracle: Oracle, graph: Graph, seed: int = 0) -> tuple[float, str]:
     """(the largest difference of a graph's outputs from the oracle's, and the tensor that has it).
 
     graph: of `plan.spec`, or of that stacked for several steps in a call; then the first call takes one step, and the
-    second the others.
+    second the others. The first batch is of a size that the seed picks, the others are as large as may be.
     """
     spec = graph.spec
     values = {t.name: plan.examples[t.name].numpy() for t in spec.of("param", "attribute", "state")}
     reference, rounded = _Reference(plan, oracle, torch.float64), _Reference(plan, oracle, torch.float32)
     off: dict[str, float] = {}
     moved: dict[str, float] = {}
-    fresh = [_fresh(plan, np.random.default_rng([seed, number])) for number in range(STEPS if spec.carry else 1)]
+    fresh = [_fresh(plan, np.random.default_rng([seed, number]), number == 0) for number in range(_batches(spec))]
     for batches in (fresh[:1], fresh[1:]) if spec.steps else [[batch] for batch in fresh]:
         expected = [reference.call(batch) for batch in batches]
         in_float32 = [rounded.call(batch) for batch in batches]
@@ -91,6 +91,10 @@ def compare(plan: GraphPlan, oracle: Oracle, graph: Graph, seed: int = 0) -> tup
     relative = {name: off[name] / moved[name] for name in off}
     where = max(relative, key=lambda name: relative[name])
     return relative[where], where
+
+
+def _batches(spec: GraphSpec) -> int:
+    return STEPS if spec.carry else 2
 
 
 class _Reference:
@@ -198,18 +202,24 @@ def _torch_optimizer(ours: Optimizer, moving: list[dict[str, Any]]) -> torch.opt
     raise EngineError(f"no PyTorch counterpart is known for the optimizer {type(ours).__name__}")
 
 
-def _fresh(plan: GraphPlan, rng: np.random.Generator) -> dict[str, Array]:
-    """A batch like the example's, with other numbers: short and empty histories, padding and soft labels included."""
+def _fresh(plan: GraphPlan, rng: np.random.Generator, smaller: bool) -> dict[str, Array]:
+    """A batch like the example's, with other numbers: short and empty histories, padding and soft labels included.
+
+    smaller: of a random size up to the example's.
+    """
     batch: dict[str, Array] = {}
+    size = int(rng.integers(1, plan.spec.batch + 1)) if smaller else plan.spec.batch
     for spec in plan.spec.of("feature", "label", "weight", "hyper"):
         example = plan.examples[spec.name].numpy()
+        if spec.shape[:1] == (BATCH,):
+            example = example[:size]
         if spec.role == "hyper":
             batch[spec.name] = example
         elif spec.role == "label":
             batch[spec.name] = rng.random(example.shape).round(1).astype(np.float32)
         elif spec.role == "weight":
             weight = rng.random(example.shape).astype(np.float32)
-            weight[-2:] = 0
+            weight[1:][-2:] = 0
             batch[spec.name] = weight
         elif example.dtype.kind == "f":
             batch[spec.name] = rng.normal(size=example.shape).astype(np.float32)

@@ -2,7 +2,8 @@
 
 Autodiff writes gradients as a person would not: sums that keep a dimension only to drop it, weights transposed twice,
 each gradient scaled once by the clip and once by the rate. The first group works on core ATen operators, before either
-lowering; the second makes room for XNNPACK; the third works on ONNX nodes, where one operator does what two do in ATen.
+lowering; the second is for ONNX Runtime, the third makes room for XNNPACK; the last works on ONNX nodes, where one
+operator does what two do in ATen.
 Every graph passes the parity check after them.
 """
 
@@ -21,6 +22,13 @@ from torch.fx import Node
 
 aten = torch.ops.aten
 
+RUN = 512
+"""Numbers that an operator of ONNX Runtime should meet in a row where one side is broadcast: the start of a run takes
+as long as some 30 of them."""
+
+RENAMING = (aten.view.default, aten.reshape.default, aten.unsqueeze.default, aten.squeeze.dims, aten.squeeze.dim)
+"""Operators that give the same numbers in the same order."""
+
 HUGE = 1e38
 """Times the least normal float32 this is above 1, so `clamp(x * HUGE, 0, 1)` is `x > 0` for every normal x."""
 
@@ -31,8 +39,14 @@ STEEP = 1e20
 
 def simplify(program: ExportedProgram) -> ExportedProgram:
     """The program with the rewrites that every engine gains from, in place."""
-    passes = (_join_permutes, _turned_vector, _drop_summed_dimension, _join_scales, _join_scatters, _share, _rectifier)
-    _apply(program, passes)
+    passes = (_join_permutes, _turned_vector, _turned_product, _drop_summed_dimension, _join_scales, _join_scatters)
+    _apply(program, (*passes, _share, _rectifier, _join_views))
+    return program
+
+
+def for_onnx(program: ExportedProgram) -> ExportedProgram:
+    """The program with what ONNX Runtime's operators do in fewer and longer runs, in place."""
+    _apply(program, (_long_runs, _share, _join_views))
     return program
 
 
@@ -42,21 +56,30 @@ def for_xnnpack(program: ExportedProgram) -> ExportedProgram:
     return program
 
 
-def onnx_slopes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Cast(Greater(y, 0)) of a rectifier's output: HardSigmoid(y), one pass in place of two, in place."""
+def onnx_operators(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with ONNX's own operators for what takes ATen two, in place.
+
+    Cast(Greater(y, 0)) of a rectifier's output is HardSigmoid(y), and ReduceSum(x * x) is ReduceSumSquare(x).
+    """
     makers = {name: node for node in model.graph.node for name in node.output}
     readers = Counter(name for node in model.graph.node for name in node.input)
     zeros = {c.name for c in model.graph.initializer if not numpy_helper.to_array(c).any()}
-    for cast in list(model.graph.node):
-        greater = makers.get(cast.input[0]) if cast.op_type == "Cast" else None
-        if greater is None or greater.op_type != "Greater" or readers[cast.input[0]] > 1:
+    for node in list(model.graph.node):
+        inner = makers.get(node.input[0]) if node.input else None
+        if inner is None or readers[node.input[0]] > 1:
             continue
-        rectifier = makers.get(greater.input[0])
-        if rectifier is None or rectifier.op_type != "Relu" or greater.input[1] not in zeros:
+        if node.op_type == "ReduceSum" and inner.op_type == "Mul" and inner.input[0] == inner.input[1]:
+            node.op_type, node.input[0] = "ReduceSumSquare", inner.input[0]
+        elif node.op_type == "Cast" and inner.op_type == "Greater" and inner.input[1] in zeros:
+            rectifier = makers.get(inner.input[0])
+            if rectifier is None or rectifier.op_type != "Relu":
+                continue
+            node.CopyFrom(
+                helper.make_node("HardSigmoid", inner.input[:1], node.output, node.name, alpha=STEEP, beta=0.0)
+            )
+        else:
             continue
-        slope = helper.make_node("HardSigmoid", greater.input[:1], cast.output, cast.name, alpha=STEEP, beta=0.0)
-        cast.CopyFrom(slope)
-        model.graph.node.remove(greater)
+        model.graph.node.remove(inner)
     return model
 
 
@@ -65,7 +88,7 @@ def _apply(program: ExportedProgram, passes: Iterable[Callable[[Node], Node | No
     for rewrite in passes:
         seen: dict[object, Node] = {}
         for node in list(graph.nodes):
-            if node.op != "call_function" or any(user.op == "output" for user in node.users):
+            if node.op != "call_function" or not node.users or any(user.op == "output" for user in node.users):
                 continue  # outputs keep their names, which the program's signature lists
             if rewrite is _share:
                 new = seen.setdefault(_key(node), node)
@@ -88,6 +111,13 @@ def _call(graph: torch.fx.Graph, target: Any, *args: Any) -> Node:
     with found[0].meta["val"].fake_mode:
         node.meta["val"] = target(*values)
     return node
+
+
+def _view(graph: torch.fx.Graph, source: Node, shape: Any) -> Node:
+    """source in another shape. PyTorch would copy where the strides that it traced do not allow a view; no engine has
+    strides."""
+    kind = aten.view.default if source.meta["val"].is_contiguous() else aten.reshape.default
+    return _call(graph, kind, source, shape)
 
 
 def _key(node: Node) -> object:
@@ -120,11 +150,80 @@ def _turned_vector(node: Node) -> Node | None:
         return None
     source: Any = node.args[0]
     order: Any = node.args[1]
-    shape, result = source.meta["val"].shape, list(node.meta["val"].shape)
-    if not all(isinstance(n, int) for n in result):
+    shape, result = source.meta["val"].shape, _free(node.meta["val"].shape)
+    if result is None:
         return None
     kept = [d % len(shape) for d in order if shape[d] != 1]
-    return _call(node.graph, aten.view.default, source, result) if kept == sorted(kept) else None
+    return _view(node.graph, source, result) if kept == sorted(kept) else None
+
+
+def _turned_product(node: Node) -> Node | None:
+    """transpose(bmm(transpose(a), b)): bmm(transpose(b), a), so that nothing but a factor is turned."""
+    product: Any = node.args[0] if node.args else None
+    if not _swaps_last(node) or not _is(product, aten.bmm.default) or len(product.users) > 1:
+        return None
+    left: Any = product.args[0]
+    right: Node = product.args[1]
+    if not _swaps_last(left):
+        return None
+    turned = _call(node.graph, aten.permute.default, right, [0, 2, 1])
+    return _call(node.graph, aten.bmm.default, turned, left.args[0])
+
+
+def _swaps_last(node: Node) -> bool:
+    order: Any = node.args[1] if node.target is aten.permute.default else ()
+    return list(order) == [0, 2, 1]
+
+
+def _join_views(node: Node) -> Node | None:
+    """A view of a view: one view; a view to the shape that there is: none."""
+    if node.target not in RENAMING:
+        return None
+    source: Any = node.args[0]
+    while source.target in RENAMING:
+        source = source.args[0]
+    shape = _free(node.meta["val"].shape)
+    if shape is None:
+        return None
+    if _free(source.meta["val"].shape) == shape:
+        return source  # type: ignore[no-any-return]
+    given: Any = node.args[1] if node.target is aten.view.default else ()
+    if source is node.args[0] and list(given) == shape:
+        return None
+    return _view(node.graph, source, shape)
+
+
+def _free(shape: Iterable[Any]) -> list[int] | None:
+    """A shape with -1 for the dimension that varies; None where several do."""
+    found = [n if isinstance(n, int) else -1 for n in shape]
+    return found if found.count(-1) < 2 else None
+
+
+def _long_runs(node: Node) -> Node | None:
+    """[.., n, d] with [.., 1, d], in an operator on each number: with so many copies of the second, side by side, that
+    the two meet in runs of some hundred numbers, not of d."""
+    if node.target not in (aten.add.Tensor, aten.mul.Tensor, aten.sub.Tensor) or node.kwargs:
+        return None
+    sides: Any = node.args
+    whole = list(node.meta["val"].shape)
+    if len(whole) < 3 or not all(isinstance(side, Node) for side in sides):
+        return None
+    n, d = whole[-2:]
+    shapes = [list(side.meta["val"].shape) for side in sides]
+    few = [*whole[:-2], 1, d]
+    if few not in shapes or not isinstance(n, int) or not isinstance(d, int):
+        return None
+    short = shapes.index(few)
+    if shapes[1 - short] not in (whole, whole[1:]):
+        return None
+    copies = max((m for m in range(1, n + 1) if n % m == 0 and m * d <= RUN), default=1)
+    if copies == 1 or d == 1:
+        return None
+    graph = node.graph
+    rows = _free([*shapes[1 - short][:-2], n // copies, copies * d])
+    pair = [_view(graph, sides[1 - short], rows)]
+    pair.insert(short, _call(graph, aten.repeat.default, sides[short], [*[1] * (len(whole) - 1), copies]))
+    return _view(graph, _call(graph, node.target, *pair), _free(whole))
 
 
 def _rectifier(node: Node) -> Node | None:
@@ -206,17 +305,18 @@ def _matrix_product(node: Node) -> Node | None:
     shapes = [list(side.meta["val"].shape) for side in sides]
     if not all(isinstance(n, int) for shape in shapes for n in shape):
         return None
-    a, b = (_call(node.graph, aten.view.default, side, [1, *shape]) for side, shape in zip(sides, shapes, strict=True))
+    a, b = (_view(node.graph, side, [1, *shape]) for side, shape in zip(sides, shapes, strict=True))
     product = _call(node.graph, aten.bmm.default, a, b)
-    return _call(node.graph, aten.view.default, product, [shapes[0][0], shapes[1][1]])
+    return _view(node.graph, product, [shapes[0][0], shapes[1][1]])
 
 
 def _reshape(node: Node) -> Node | None:
     """unsqueeze(x), squeeze(x): view(x), which XNNPACK has."""
     if node.target not in (aten.unsqueeze.default, aten.squeeze.dims, aten.squeeze.dim):
         return None
+    source: Any = node.args[0]
     shape = list(node.meta["val"].shape)
-    return _call(node.graph, aten.view.default, node.args[0], shape) if all(isinstance(n, int) for n in shape) else None
+    return _view(node.graph, source, shape) if all(isinstance(n, int) for n in shape) else None
 
 
 def _biased_product(node: Node) -> Node | None:
@@ -251,9 +351,9 @@ def _sum_as_product(node: Node) -> Node | None:
     ones = graph.call_function(aten.full.default, (right if after == 1 else left, 1.0), {"dtype": torch.float32})
     with x.meta["val"].fake_mode:
         ones.meta["val"] = torch.full(right if after == 1 else left, 1.0)
-    flat = _call(graph, aten.view.default, x, left if after == 1 else right)
+    flat = _view(graph, x, left if after == 1 else right)
     pair = (flat, ones) if after == 1 else (ones, flat)
-    return _call(graph, aten.view.default, _call(graph, aten.bmm.default, *pair), list(result))
+    return _view(graph, _call(graph, aten.bmm.default, *pair), list(result))
 
 
 def _is(value: Any, target: object) -> bool:

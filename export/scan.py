@@ -4,9 +4,10 @@ The carried tensors are the scan's state, the batches are what it scans, and eve
 from outside. The number of steps in a call stays free, so no batch of padding is needed, and the file is no larger:
 inside a scan no shapes need to be stated.
 
-Two things are done once a call instead of once a step. Dense weights, and each of their optimizer slots, are joined
+Three things are done once a call instead of once a step. Dense weights, and each of their optimizer slots, are joined
 into one vector before the loop and taken apart after it (`graphs.Joined`). What depends on nothing that changes within
-a call, such as how many categories an item has, is computed before the loop.
+a call, such as how many categories an item has, is computed before the loop. And what depends on the batches alone is
+computed for all of them before it, what no later step reads for all of them after it (`stacking`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from onnx import helper, numpy_helper
 from device_runtime.engines.spec import BATCH_ROLES, GraphSpec, TensorSpec
 from export.graphs import Joined
 from export.lowering import Traced, to_onnx, trace
+from export.stacking import Stacker
 
 _INNER = "step/"
 """Names inside the body must differ from those outside."""
@@ -42,14 +44,24 @@ def scan_steps(traced: Traced) -> bytes:
     carried = list(inner.carry.values())
     scanned = [t.name for t in inner.inputs if t.role in BATCH_ROLES]
     given = {value.name: value for value in graph.input}
-    results = {value.name: value for value in graph.output}
     per_step = [t.name for t in inner.outputs if t.name not in inner.carry]
     once, looped = _apart(graph, {name for name in given if name not in (*carried, *scanned)})
-    renamed = {name: _INNER + name for name in (*carried, *scanned, *results)}
+    constants = {c.name: _ONCE + c.name for c in graph.initializer}
+    ahead = Stacker(model, scanned)
+    looped = _ahead(ahead, looped, constants, {n for node in once for n in node.output} | set(given) - set(carried))
+    behind = Stacker(model, ahead.stacked)
+    looped = _behind(behind, looped, constants, inner)
+
+    made = {name for node in looped for name in node.output}
+    read = {name for node in looped for name in node.input}
+    scanned = [name for name in (*scanned, *(n for node in ahead.nodes for n in node.output)) if name in read]
+    shown = [name for name in per_step if name in made]
+    shown += sorted({n for node in behind.nodes for n in node.input if n in made} - set(shown))
+    renamed = {name: _INNER + name for name in (*carried, *scanned, *inner.carry, *shown)}
 
     body = onnx.GraphProto(name="step")
-    body.input.extend(_named(given[name], _INNER + name) for name in (*carried, *scanned))
-    body.output.extend(_named(results[name], _INNER + name) for name in (*inner.carry, *per_step))
+    body.input.extend(onnx.ValueInfoProto(name=_INNER + name) for name in (*carried, *scanned))
+    body.output.extend(onnx.ValueInfoProto(name=_INNER + name) for name in (*inner.carry, *shown))
     body.initializer.extend(_read_by(looped, graph.initializer))
     body.node.extend(_rewired(node, renamed) for node in looped)
 
@@ -57,16 +69,19 @@ def scan_steps(traced: Traced) -> bytes:
     stacked = spec.stacked(1)
     outer.input.extend(_value(t) for t in stacked.inputs)
     outer.output.extend(_value(t) for t in stacked.outputs)
-    constants = {c.name: _ONCE + c.name for c in graph.initializer}
     outer.node.extend(_rewired(node, constants) for node in once)
-    outer.initializer.extend(_renamed(c, constants[c.name]) for c in _read_by(once, graph.initializer))
+    outer.node.extend(ahead.nodes)
+    outside = {name for node in (*once, *ahead.nodes, *behind.nodes) for name in node.input}
+    outer.initializer.extend(
+        _renamed(c, constants[c.name]) for c in graph.initializer if {c.name, constants[c.name]} & outside
+    )
+    outer.initializer.extend((*ahead.constants, *behind.constants))
     if joined:
         _join(outer, joined)
     outer.node.append(
-        helper.make_node(
-            "Scan", [*carried, *scanned], [*inner.carry, *per_step], body=body, num_scan_inputs=len(scanned)
-        )
+        helper.make_node("Scan", [*carried, *scanned], [*inner.carry, *shown], body=body, num_scan_inputs=len(scanned))
     )
+    outer.node.extend(behind.nodes)
     if joined:
         _take_apart(outer, joined, inner)
     made = helper.make_model(outer, opset_imports=model.opset_import, ir_version=model.ir_version)
@@ -85,6 +100,40 @@ def _apart(graph: onnx.GraphProto, fixed: set[str]) -> tuple[list[onnx.NodeProto
         else:
             looped.append(node)
     return once, looped
+
+
+def _ahead(
+    stacker: Stacker, nodes: Sequence[onnx.NodeProto], constants: Mapping[str, str], known: set[str]
+) -> list[onnx.NodeProto]:
+    """Write what depends on nothing but batches, and on what is known before the loop; the nodes that are left."""
+    known = known | set(constants) | {""}
+    rest = []
+    for node in nodes:
+        if known.issuperset(node.input) and stacker.can(node):
+            stacker.add(node, constants)
+            known.update(node.output)
+        else:
+            rest.append(node)
+    return rest
+
+
+def _behind(
+    stacker: Stacker, nodes: Sequence[onnx.NodeProto], constants: Mapping[str, str], inner: GraphSpec
+) -> list[onnx.NodeProto]:
+    """Write what no later step reads, where the loop has only vectors to hand over for it; the nodes that are left."""
+    wanted, moves = set(inner.carry), {*inner.carry, *inner.carry.values()}
+    moved, rest = [], []
+    for node in reversed(nodes):
+        vectors = all((stacker.rank(n) or 0) < 2 for n in node.input if n)
+        if wanted.isdisjoint(node.output) and moves.isdisjoint(node.input) and vectors and stacker.can(node):
+            moved.append(node)
+        else:
+            rest.append(node)
+            wanted.update(node.input)
+    stacker.stacked.update(name for node in rest for name in node.output)
+    for node in reversed(moved):
+        stacker.add(node, constants)
+    return rest[::-1]
 
 
 def _join(outer: onnx.GraphProto, joined: Joined) -> None:
@@ -131,13 +180,6 @@ def _read_by(nodes: Iterable[onnx.NodeProto], constants: Iterable[onnx.TensorPro
 def _renamed(constant: onnx.TensorProto, name: str) -> onnx.TensorProto:
     copy = onnx.TensorProto()
     copy.CopyFrom(constant)
-    copy.name = name
-    return copy
-
-
-def _named(value: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:
-    copy = onnx.ValueInfoProto()
-    copy.CopyFrom(value)
     copy.name = name
     return copy
 

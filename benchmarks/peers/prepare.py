@@ -11,11 +11,14 @@ import msgspec
 import numpy as np
 import onnx
 import torch
+from msgspec.structs import replace
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from benchmarks.subjects import Subject
 from device_runtime.engines import GraphSpec, TensorSpec, open_engine
+from device_runtime.engines.binding import shape
+from device_runtime.engines.spec import BATCH
 from export.graphs import GraphPlan, NamedTensors
 from export.lowering import quiet, to_executorch, to_onnx, trace
 from export.models.classifier import SampleClassifier
@@ -113,8 +116,12 @@ def loss_graph(chosen: Subject) -> bytes:
     def function(inputs: NamedTensors) -> dict[str, Tensor]:
         return {"loss": weighted_log_loss(chosen.step.logits(inputs, inputs), inputs["label"], inputs["sample_weight"])}
 
-    inputs = (*held, *step.of("feature", "label", "weight"))
-    spec = GraphSpec(inputs, (TensorSpec("loss", "float32", (), "output"),), {}, step.bounds)
+    # batches of one size, which is all that a peer is asked for
+    fixed = {BATCH: step.batch}
+    batch = (replace(t, shape=shape(t, fixed)) for t in step.of("feature", "label", "weight"))
+    inputs = (*held, *batch)
+    bounds = {name: bound for name, bound in step.bounds.items() if name != BATCH}
+    spec = GraphSpec(inputs, (TensorSpec("loss", "float32", (), "output"),), {}, bounds)
     plan = GraphPlan("loss", function, spec, {t.name: chosen.plan.examples[t.name] for t in inputs})
     model = onnx.load_from_string(to_onnx(trace(plan)))
     names = {t.name for t in held}

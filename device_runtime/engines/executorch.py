@@ -6,12 +6,12 @@ import ctypes
 import math
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from device_runtime.engines.binding import Binding, shape
+from device_runtime.engines.binding import Binding, Room
 from device_runtime.engines.shim import VERSION, load_shim
 from device_runtime.engines.spec import BATCH_ROLES, STEPS, Array, Arrays, GraphSpec, TensorSpec
 from device_runtime.errors import EngineError
@@ -162,30 +162,37 @@ class ExecuTorchBinding(Binding):
     arrays of ours."""
 
     def __init__(self, graph: ExecuTorchGraph, values: Arrays) -> None:
-        count = len(graph.spec.outputs)
-        self._graph = graph
-        self._inputs = _Inputs(graph.spec)
-        self._into, self._into_strides = (ctypes.c_void_p * count)(), (ctypes.c_size_t * count)()
         super().__init__(graph.spec, values)
+        self.graph = graph
 
-    def _bind(self) -> None:
-        self._inputs.point([self.buffers[t.name] for t in self.spec.inputs])
-        self._results: dict[str, Array] = {}
-        for i, tensor in enumerate(self.spec.outputs):
-            if tensor.name in self.spec.carry:
-                array = self.buffers[self.spec.carry[tensor.name]]
-            else:
-                array = self._results[tensor.name] = np.zeros(shape(tensor, self.sizes), tensor.dtype)
-                self._into_strides[i] = array.nbytes // self._inputs.steps
-            self._into[i] = array.ctypes.data
-
-    def _run(self) -> dict[str, Array]:
-        with self._graph.locked():
-            self._graph.run(self._inputs, self._into, self._into_strides)
-        return {name: array.copy() for name, array in self._results.items()}
+    def _room(self, sizes: Mapping[str, int]) -> ExecuTorchRoom:
+        return ExecuTorchRoom(self, sizes)
 
     def values(self) -> dict[str, Array]:
         return {name: self.buffers[name].copy() for name in self.spec.carry.values()}
+
+
+class ExecuTorchRoom(Room):
+    def __init__(self, binding: ExecuTorchBinding, sizes: Mapping[str, int]) -> None:
+        spec = binding.spec
+        super().__init__(spec, sizes)
+        self._graph = binding.graph
+        self._inputs = _Inputs(spec)
+        held = {**binding.buffers, **self.buffers}
+        self._inputs.point([held[t.name] for t in spec.inputs])
+        count = len(spec.outputs)
+        self._into, self._into_strides = (ctypes.c_void_p * count)(), (ctypes.c_size_t * count)()
+        for i, tensor in enumerate(spec.outputs):
+            if tensor.name in spec.carry:
+                array = binding.buffers[spec.carry[tensor.name]]
+            else:
+                array = self.results[tensor.name]
+                self._into_strides[i] = array.nbytes // self._inputs.steps
+            self._into[i] = array.ctypes.data
+
+    def run(self) -> None:
+        with self._graph.locked():
+            self._graph.run(self._inputs, self._into, self._into_strides)
 
 
 class ExecuTorchEngine:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from device_runtime.engines.binding import Binding, shape
+from device_runtime.engines.binding import Binding, Room
 from device_runtime.engines.spec import Array, Arrays, GraphSpec
 from device_runtime.errors import EngineError, EngineUnavailable
 
@@ -46,44 +47,51 @@ class OnnxBinding(Binding):
     """Two sets of buffers for what is carried: each step reads one and writes the other."""
 
     def __init__(self, session: onnxruntime.InferenceSession, spec: GraphSpec, values: Arrays) -> None:
-        self._session = session
-        self._halves: tuple[dict[str, Array], dict[str, Array]] = ({}, {})
-        self._turn = 0
         super().__init__(spec, values)
+        self.session = session
+        self.turn = 0
+        here = {name: self.buffers[name] for name in spec.carry.values()}
+        self._halves = (here, {name: np.empty_like(array) for name, array in here.items()})
+        self.fixed = _wrapped({n: a for n, a in self.buffers.items() if n not in here})
+        self.moving = [_wrapped(half) for half in self._halves]
 
-    def _bind(self) -> None:
-        import onnxruntime
+    def _room(self, sizes: Mapping[str, int]) -> OnnxRoom:
+        return OnnxRoom(self, sizes)
 
-        spec, wrap = self.spec, onnxruntime.OrtValue.ortvalue_from_numpy  # on the CPU it takes the array's own memory
-        if not self._halves[0]:
-            here = {name: self.buffers[name] for name in spec.carry.values()}
-            self._halves = (here, {name: np.empty_like(array) for name, array in here.items()})
-        self._results = {
-            t.name: np.zeros(shape(t, self.sizes), t.dtype) for t in spec.outputs if t.name not in spec.carry
-        }
-        fixed = {n: wrap(a) for n, a in self.buffers.items() if n not in self._halves[0]}
-        results = {n: wrap(a) for n, a in self._results.items()}
-        moving = [{n: wrap(a) for n, a in half.items()} for half in self._halves]
-        self._bindings = []
-        for read, written in ((0, 1), (1, 0)):
-            io = self._session.io_binding()
-            for name, value in {**fixed, **moving[read]}.items():
+    def values(self) -> dict[str, Array]:
+        return {name: array.copy() for name, array in self._halves[self.turn].items()}
+
+
+class OnnxRoom(Room):
+    def __init__(self, binding: OnnxBinding, sizes: Mapping[str, int]) -> None:
+        spec = binding.spec
+        super().__init__(spec, sizes)
+        self._binding = binding
+        batch, results = _wrapped(self.buffers), _wrapped(self.results)
+        self._ios = []
+        for read, written in (binding.moving, binding.moving[::-1]):
+            io = binding.session.io_binding()
+            for name, value in {**binding.fixed, **batch, **read}.items():
                 io.bind_ortvalue_input(name, value)
             for t in spec.outputs:
                 carried = spec.carry.get(t.name)
-                io.bind_ortvalue_output(t.name, results[t.name] if carried is None else moving[written][carried])
-            self._bindings.append(io)
+                io.bind_ortvalue_output(t.name, results[t.name] if carried is None else written[carried])
+            self._ios.append(io)
 
-    def _run(self) -> dict[str, Array]:
+    def run(self) -> None:
+        binding = self._binding
         try:
-            self._session.run_with_iobinding(self._bindings[self._turn])
+            binding.session.run_with_iobinding(self._ios[binding.turn])
         except Exception as error:  # onnxruntime's errors share no base but this
             raise EngineError(f"onnxruntime failed while running the graph: {_short(error)}") from None
-        self._turn = 1 - self._turn
-        return {name: array.copy() for name, array in self._results.items()}
+        binding.turn = 1 - binding.turn
 
-    def values(self) -> dict[str, Array]:
-        return {name: array.copy() for name, array in self._halves[self._turn].items()}
+
+def _wrapped(arrays: Arrays) -> dict[str, onnxruntime.OrtValue]:
+    """The arrays' own memory, as onnxruntime takes it."""
+    import onnxruntime
+
+    return {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
 
 
 class OnnxEngine:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from device_runtime.engines.binding import Binding
+from device_runtime.engines.binding import Binding, Room
 from device_runtime.engines.spec import Array, Arrays, GraphSpec
 from device_runtime.errors import EngineError, EngineUnavailable
 
@@ -41,20 +42,27 @@ class ReferenceGraph:
 
 class ReferenceBinding(Binding):
     def __init__(self, graph: ReferenceGraph, values: Arrays) -> None:
-        self._graph = graph
         super().__init__(graph.spec, values)
+        self.graph = graph
 
-    def _bind(self) -> None:
-        """Nothing to do: each run is given the buffers."""
-
-    def _run(self) -> dict[str, Array]:
-        results = self._graph.evaluate(self.buffers)
-        for given, taken in self.spec.carry.items():
-            self.buffers[taken] = results.pop(given)
-        return results
+    def _room(self, sizes: Mapping[str, int]) -> ReferenceRoom:
+        return ReferenceRoom(self, sizes)
 
     def values(self) -> dict[str, Array]:
         return {name: self.buffers[name].copy() for name in self.spec.carry.values()}
+
+
+class ReferenceRoom(Room):
+    def __init__(self, binding: ReferenceBinding, sizes: Mapping[str, int]) -> None:
+        super().__init__(binding.spec, sizes)
+        self._binding = binding
+
+    def run(self) -> None:
+        binding = self._binding
+        results = binding.graph.evaluate({**binding.buffers, **self.buffers})
+        for given, taken in binding.spec.carry.items():
+            binding.buffers[taken] = results.pop(given)
+        self.results = results
 
 
 class ReferenceEngine:

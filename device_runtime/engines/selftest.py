@@ -14,7 +14,8 @@ import numpy as np
 
 from device_runtime.bundle import Golden
 from device_runtime.engines import Array, Engine, Graph
-from device_runtime.engines.spec import Arrays, GraphSpec, TensorSpec
+from device_runtime.engines.binding import shape
+from device_runtime.engines.spec import BATCH, Arrays, GraphSpec, TensorSpec
 from device_runtime.errors import SelfTestFailed
 from device_runtime.trainer import advance, initial_state, not_finite
 
@@ -36,9 +37,10 @@ def trial(spec: GraphSpec, values: Arrays, largest: Mapping[str, int]) -> tuple[
     held = {t.name: values[t.name] for t in spec.of("param", "attribute") if not t.table}
     for tensor in spec.of("param", "attribute"):
         if tensor.table:
-            shape = (ROWS, *(d for d in tensor.shape[1:] if isinstance(d, int)))
-            held[tensor.name] = _made_up(tensor, shape, largest.get(tensor.name, 0))
-    batch = {t.name: _made_up(t, tuple(d for d in t.shape if isinstance(d, int)), ROWS - 1) for t in spec.of("feature")}
+            rows = {str(tensor.shape[0]): ROWS}
+            held[tensor.name] = _made_up(tensor, shape(tensor, rows), largest.get(tensor.name, 0))
+    sizes = {BATCH: spec.batch}
+    batch = {t.name: _made_up(t, shape(t, sizes), ROWS - 1) for t in spec.of("feature")}
     for tensor in spec.of("feature"):
         if tensor.table:
             # no padding in ids as such; histories of every length, the empty one too
@@ -51,9 +53,9 @@ def trial(spec: GraphSpec, values: Arrays, largest: Mapping[str, int]) -> tuple[
     return held, batch
 
 
-def _made_up(tensor: TensorSpec, shape: tuple[int, ...], largest: int) -> Array:
+def _made_up(tensor: TensorSpec, size: tuple[int, ...], largest: int) -> Array:
     """Numbers from -0.3 to 0.3, or integers from 0 to largest."""
-    count = np.arange(math.prod(shape), dtype=np.int64).reshape(shape)
+    count = np.arange(math.prod(size), dtype=np.int64).reshape(size)
     if tensor.dtype.startswith("float"):
         return np.asarray(0.3 * np.sin(1.0 + count), tensor.dtype)
     return np.asarray(count % (largest + 1), tensor.dtype)

@@ -16,6 +16,8 @@ Arrays = Mapping[str, Array]
 
 Role = Literal["param", "attribute", "state", "feature", "label", "weight", "hyper", "output"]
 BATCH_ROLES: tuple[Role, ...] = ("feature", "label", "weight")
+BATCH = "batch"
+"""The dimension of the samples in a batch: any number of them up to a bound."""
 STEPS = "steps"
 """The leading dimension of a batch, where a graph takes several training steps in a call."""
 
@@ -41,7 +43,7 @@ class GraphSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Inputs and outputs in the graph's own order.
 
     carry: output -> the input that it feeds on the next call (updated weights and optimizer state).
-    bounds: dimension name -> (least, most).
+    bounds: dimension name -> (least, most); that of the samples in a batch is called `BATCH`.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -55,12 +57,10 @@ class GraphSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def batch(self) -> int:
-        """How many samples a call takes."""
-        for tensor in self.of("feature"):
-            size = tensor.shape[1 if tensor.shape[0] == STEPS else 0]
-            if isinstance(size, int):
-                return size
-        raise GraphInputError("this graph takes no batch of samples")
+        """How many samples a batch has, at most."""
+        if BATCH not in self.bounds:
+            raise GraphInputError("this graph takes no batch of samples")
+        return self.bounds[BATCH][1]
 
     @property
     def steps(self) -> int:

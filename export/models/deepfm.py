@@ -34,7 +34,7 @@ class DeepFM(HistoryModel):
         target, first, _ = torch.split_with_sizes(target, [width, 1, 1], -1)
         taste, _, liked = torch.split_with_sizes(mean(past, present), [width, 1, 1], -1)
         fields = torch.cat([target, taste], -1)
-        field = fields.reshape(len(fields), 4, width // 2)
+        field = fields.reshape(fields.shape[0], 4, width // 2)
         total = field.sum(1)
         second = 0.5 * (total * total - (field * field).sum(1)).sum(-1)
         deep: Tensor = self.tower(fields)

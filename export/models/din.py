@@ -31,8 +31,8 @@ class DIN(HistoryModel):
 
     def forward(self, item: Tensor, history: Tensor) -> Tensor:  # type: ignore[override]
         target, past, present = self.look_up(self.rows(), item, history)
-        matrix = self.behave + target.unsqueeze(2) * self.interact
-        unit_out = relu(torch.bmm(past, matrix) + self.ask(target).unsqueeze(1))
+        matrix = self.behave.T + target.unsqueeze(1) * self.interact.T
+        unit_out = relu(torch.bmm(past, matrix.transpose(1, 2)) + self.ask(target).unsqueeze(1))
         weight = masked_softmax(self.weigh(unit_out).squeeze(-1), present)
         interest = torch.bmm(weight.unsqueeze(1), past).squeeze(1)
         x = torch.cat([interest, target, interest * target], -1)

@@ -46,10 +46,10 @@ def last_state(gate: Tensor, candidate: Tensor, present: Tensor) -> Tensor:
     """gate, before its sigmoid, and candidate: [B, H, d]; present: [B, H], 0 where a place is skipped -> [B, d]."""
     filled = present.unsqueeze(-1)
     kept = -softplus(gate) * filled  # log(1 - z); 0 where nothing comes in
-    places = gate.shape[1]
+    batch, places, width = gate.shape
     index = torch.arange(places)
     later = (index.unsqueeze(1) > index.unsqueeze(0)).to(gate.dtype)  # [s, t]: 1 where s comes after t
     # one plain matrix product: a broadcast one would copy the mask for every sample
-    summed = torch.mm(kept.transpose(1, 2).reshape(-1, places), later)
-    through = torch.exp(summed.reshape(-1, gate.shape[2], places).transpose(1, 2))
+    summed = torch.mm(kept.transpose(1, 2).reshape(batch * width, places), later)
+    through = torch.exp(summed.reshape(batch, width, places).transpose(1, 2))
     return (torch.sigmoid(gate) * filled * through * candidate).sum(1)

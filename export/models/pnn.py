@@ -24,8 +24,8 @@ class PNN(HistoryModel):
     def forward(self, item: Tensor, history: Tensor) -> Tensor:  # type: ignore[override]
         target, past, present = self.look_up(self.rows(), item, history)
         fields = torch.cat([target, mean(past, present)], -1)
-        field = fields.reshape(len(fields), 4, fields.shape[1] // 4)
+        field = fields.reshape(fields.shape[0], 4, fields.shape[1] // 4)
         # the whole Gram matrix in one product: picking its upper half would cost more than it saves
-        products = torch.bmm(field, field.transpose(1, 2)).reshape(len(fields), 16)
+        products = torch.bmm(field, field.transpose(1, 2)).reshape(fields.shape[0], 16)
         logit: Tensor = self.tower(torch.cat([fields, products], -1))
         return logit

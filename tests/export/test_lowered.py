@@ -7,6 +7,7 @@ import torch
 
 from device_runtime.bundle import Training, pack_file
 from device_runtime.engines import open_engine
+from device_runtime.errors import EngineError
 from device_runtime.trainer import advance, initial_state, train
 from export.audit import audited
 from export.graphs import classifier_plans, logits_of, recommender_plans
@@ -65,6 +66,20 @@ def test_on_executorch(name, tmp_path):
     parity = check(plan, oracle, open_engine("executorch"), path)
     assert 0 < parity.worst <= TOLERANCE
     assert pack_file(data)[0].size < MOST_BYTES["executorch"]
+
+
+def test_a_model_of_one_size_of_batch_is_refused_by_name(monkeypatch):
+    model, step = prepare(new("LR"), Training("sgd"))
+    forward = type(model).forward
+
+    def fixed(self, item, history):
+        return forward(self, item, history).reshape(len(item))
+
+    monkeypatch.setattr(type(model), "forward", fixed)
+    with pytest.raises(
+        EngineError, match="graph 'step' cannot be traced: the model works for batches of one size only"
+    ):
+        trace(recommender_plans(model, step)[2])
 
 
 @pytest.fixture(scope="module")

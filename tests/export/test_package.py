@@ -53,8 +53,8 @@ def test_a_manifest_of_another_format_asks_for_an_update(bundle, tmp_path):
     from device_runtime.bundle import parse_manifest
 
     _, manifest = bundle
-    other = json.loads(to_json(manifest)) | {"format": 2, "something": "new"}
-    with pytest.raises(WireError, match="format 2; this program reads format 1"):
+    other = json.loads(to_json(manifest)) | {"format": 3, "something": "new"}
+    with pytest.raises(WireError, match="format 3; this program reads format 2"):
         parse_manifest(json.dumps(other).encode(), 3)
 
 

@@ -12,9 +12,10 @@ from onnx import numpy_helper
 
 from device_runtime.bundle import BlobStore
 from device_runtime.engines import open_engine
-from device_runtime.errors import EngineError
+from device_runtime.engines.spec import BATCH_ROLES
+from device_runtime.errors import EngineError, GraphInputError
 from device_runtime.model import Model
-from export.graphs import classifier_plans, logits_of, recommender_plans
+from export.graphs import TRAIN_BATCH, classifier_plans, logits_of, recommender_plans
 from export.lowering import ONNX_OPSET, to_executorch, to_onnx, trace
 from export.models.classifier import SampleClassifier
 from export.parity import TOLERANCE, Oracle, check, compare
@@ -38,7 +39,7 @@ def test_every_graph_of_the_bundle_agrees_on_both_engines(bundle):
         assert set(entry.files) == {"onnx", "executorch"}, name
         for file in entry.files.values():
             assert file.parity.worst <= TOLERANCE
-            assert file.parity.steps == (4 if entry.spec.carry else 1)
+            assert file.parity.steps == (4 if entry.spec.carry else 2)
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +55,9 @@ def shipped_steps(bundle, engines, small_din):
 
 @settings(max_examples=12, deadline=None)
 @given(rows=st.integers(2, 900), seed=st.integers(0, 10_000))
-def test_parity_holds_for_any_number_of_rows_on_each_engine(shipped_steps, rows, seed):
-    """What a device gives a graph: tables of any size, other numbers, short and empty histories, soft labels."""
+def test_parity_holds_for_any_number_of_rows_and_samples_on_each_engine(shipped_steps, rows, seed):
+    """What a device gives a graph: tables of any size, a batch of any size and full ones after it, other numbers, short
+    and empty histories, soft labels."""
     plan, oracle, graphs = shipped_steps
     rng = np.random.default_rng(seed)
     examples = dict(plan.examples)
@@ -66,6 +68,19 @@ def test_parity_holds_for_any_number_of_rows_on_each_engine(shipped_steps, rows,
     for graph in graphs:
         worst, where = compare(replace(plan, examples=examples), oracle, graph, seed)
         assert worst <= TOLERANCE, where
+
+
+def test_a_batch_above_the_bound_is_refused_by_name(shipped_steps):
+    plan, _, graphs = shipped_steps
+    assert plan.spec.bounds["batch"] == (1, TRAIN_BATCH)
+    given = {n: t.numpy() for n, t in plan.examples.items()}
+    for graph in graphs:
+        batch = {t.name: np.stack([given[t.name]] * 2) for t in plan.spec.of(*BATCH_ROLES)}
+        more = {n: np.concatenate([a, a[:, :1]], 1) for n, a in batch.items()}
+        bound = graph.bind(given)
+        for wrong, message in ((more, "from 1 to 32"), (batch | {"label": more["label"]}, "is 32 in another tensor")):
+            with pytest.raises(GraphInputError, match=rf"expected shape .*\(batch {message}\), given \[2, 33"):
+                bound.step(wrong | {n: given[n] for n in ("learning_rate", "table_rate")})
 
 
 def test_adam_on_the_classifier_agrees_on_both_engines(tmp_path, engines):

@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from device_runtime.engines.spec import GraphSpec, TensorSpec
 from export.graphs import GraphPlan
 from export.lowering import to_onnx, trace
-from export.rewrites import for_xnnpack, simplify
+from export.rewrites import for_onnx, for_xnnpack, simplify
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # torch's own
 
@@ -50,6 +50,22 @@ CASES = {
     "two scales": (lambda x, s, t: (s * (x.exp() * t)) + (s * (x.sin() * t)), (X, SCALAR, SCALAR + 1), {"mul": 3}),
     "a vector that is turned": (lambda x: x[0, :, :1].sin().permute(1, 0) * 2, (X,), {"permute": 0, "view": 1}),
     "a matrix that is turned": (lambda x: x[0].sin().permute(1, 0) * 2, (X,), {"permute": 1}),
+    "a view of a view": (
+        lambda x: x.sin().unsqueeze(0).view(40, 32).view(8, 160) * 2,
+        (X,),
+        {"view": 1, "unsqueeze": 0},
+    ),
+    "a view that changes nothing": (lambda x: x.sin().view(40, 32).view(8, 5, 32) * 2, (X,), {"view": 0}),
+    "a product that is turned": (
+        lambda x: torch.bmm(x.permute(0, 2, 1), x.cos()).permute(0, 2, 1) * 2,
+        (X,),
+        {"permute": 1, "bmm": 1},
+    ),
+    "a product that is read as it is too": (
+        lambda x: (product := torch.bmm(x.permute(0, 2, 1), x.cos())).permute(0, 2, 1) + product,
+        (X,),
+        {"permute": 2, "bmm": 1},
+    ),
     "two scatters": (
         lambda x, i: added(x[0], i) + added(x[1], i.flip(0)) + 0,
         (X, torch.tensor([4, 0, 3, 3, 1])),
@@ -85,6 +101,25 @@ def test_a_scale_that_others_read_stays() -> None:
     assert operators(found)["mul"] == 2
 
 
+WIDE = torch.linspace(-1, 1, 8 * 30 * 36).reshape(8, 30, 36)
+RUNS = {
+    "the same for all places": (lambda x, y: x + y[:, :1].exp(), 1),
+    "with a matrix for all samples": (lambda x, y: y[:, :1].exp() * x[0], 1),
+    "less": (lambda x, y: y[:, :1].exp() - x, 1),
+    "another for each place": (lambda x, y: x + y.exp(), 0),
+    "a number for each place": (lambda x, y: x * y[:, :, :1].exp(), 0),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_long_runs_are_the_same_to_the_bit(name: str) -> None:
+    function, repeats = RUNS[name]
+    given = (WIDE, WIDE.flip(0))
+    found = for_onnx(program(lambda x, y: function(x, y) * 1, *given))
+    assert torch.equal(found.module()(*given), function(*given))
+    assert operators(found)["repeat"] == repeats
+
+
 XNNPACK = {
     "a rectifier's slope": (lambda x: (x > 0).to(x.dtype) + 0, (X,), ("_to_copy",)),
     "a layer": (lambda x, w, b: torch.addmm(b, x[0], w) + 0, (X, torch.randn(32, 7), torch.randn(7)), ("addmm", "mm")),
@@ -111,6 +146,19 @@ def test_the_slope_is_exact_at_the_edges(x: float) -> None:
     given = torch.tensor([x])
     found = for_xnnpack(program(lambda t: (t > 0).to(t.dtype) + 0, given))
     assert found.module()(given).item() == float(x > 0)
+
+
+def test_onnx_adds_up_squares_in_one_operator() -> None:
+    values = torch.linspace(-2, 3, 12).reshape(3, 4)
+    spec = GraphSpec(
+        (TensorSpec("x", "float32", (3, 4), "feature"),), (TensorSpec("sum", "float32", (3,), "output"),), {}, {}
+    )
+    plan = GraphPlan("sum", lambda given: {"sum": (given["x"] * given["x"]).sum(1)}, spec, {"x": values})
+    data = to_onnx(trace(plan))
+    assert [node.op_type for node in onnx.load_from_string(data).graph.node] == ["ReduceSumSquare"]
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    [found] = session.run(None, {"x": values.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), (values * values).sum(1))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from device_runtime.engines import Array, GraphSpec, TensorSpec, open_engine
 from device_runtime.errors import EngineError, GraphInputError
-from tests.device_runtime.engines.tiny import STEP, Load, sample
+from tests.device_runtime.engines.tiny import STEP, Load, sample, step, tensors
 
 GIVEN = sample(STEP)
 VALUES: dict[str, Array] = {t.name: GIVEN[t.name] for t in STEP.of("param", "state")}
@@ -33,6 +33,18 @@ def test_steps_are_those_of_calls(load: Load) -> None:
             np.testing.assert_array_equal(array, values[name])
     for name, array in before.items():
         np.testing.assert_array_equal(VALUES[name], array)
+
+
+def test_batches_of_any_size_up_to_the_bound(load: Load) -> None:
+    """Large ones follow small ones and the other way round; each step is that of its samples alone."""
+    bound, values = load("step").bind(VALUES), VALUES
+    for number, size in enumerate((8, 3, 1, 8, 5, 1)):
+        batch = {n: a for n, a in sample(STEP, seed=number, batch=size).items() if n not in VALUES}
+        wanted = [t.numpy() for t in step(*tensors(STEP, {**values, **batch}))]
+        assert bound.step(batch)["loss"] == pytest.approx(wanted[-1], abs=1e-6)
+        values = bound.values()
+        for (_, name), array in zip(STEP.carry.items(), wanted[:-1], strict=True):
+            np.testing.assert_allclose(values[name], array, atol=1e-6)
 
 
 def test_what_it_gives_is_the_callers(load: Load) -> None:
@@ -77,7 +89,18 @@ def test_values_that_do_not_fit_are_refused(load: Load, change: dict[str, Array 
         ({"label": None}, "missing tensors: label"),
         ({"linear": VALUES["linear"]}, "tensors that the graph does not take: linear"),
         ({"label": np.zeros(8)}, "'label': expected float32, given float64"),
-        ({"label": np.zeros(7, np.float32)}, "'label': expected shape [8], given [7]"),
+        (
+            {"label": np.zeros(7, np.float32)},
+            "'label': expected shape ['batch'] (batch is 8 in another tensor), given [7]",
+        ),
+        (
+            {"history": np.zeros((9, 3), np.int64)},
+            "'history': expected shape ['batch', 3] (batch from 1 to 8), given [9, 3]",
+        ),
+        (
+            {"history": np.zeros((0, 3), np.int64)},
+            "'history': expected shape ['batch', 3] (batch from 1 to 8), given [0, 3]",
+        ),
         ({"label": np.full(8, np.nan, np.float32)}, "'label': expected finite numbers, given nan"),
         ({"sample_weight": np.full(8, np.nan, np.float32)}, "'sample_weight': expected finite numbers, given nan"),
         ({"sample_weight": np.full(8, np.inf, np.float32)}, "'sample_weight': expected finite numbers, given inf"),

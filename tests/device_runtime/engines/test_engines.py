@@ -89,7 +89,10 @@ def test_layout_in_memory_does_not_matter(load: Load) -> None:
     [
         ({"numbers": np.zeros((8, 2))}, "'numbers': expected float32, given float64"),
         ({"history": np.zeros((8, 3), np.int32)}, "'history': expected int64, given int32"),
-        ({"numbers": np.zeros((7, 2), np.float32)}, "'numbers': expected shape [8, 2], given [7, 2]"),
+        (
+            {"numbers": np.zeros((7, 2), np.float32)},
+            "'numbers': expected shape ['batch', 2] (batch is 8 in another tensor), given [7, 2]",
+        ),
         ({"bias": np.zeros(1, np.float32)}, "'bias': expected shape [], given [1]"),
         (
             {"item.weight": np.zeros((65, 4), np.float32)},

@@ -7,7 +7,7 @@ import pytest
 
 from device_runtime.engines import Array, GraphSpec, TensorSpec
 from device_runtime.errors import EngineError, GraphInputError, InputError
-from device_runtime.trainer import Float32, batches, initial_state, scores, train
+from device_runtime.trainer import Float32, calls, initial_state, scores, train
 from tests.device_runtime.engines.tiny import (
     BATCH,
     FEATURES,
@@ -44,8 +44,8 @@ def test_any_number_of_samples_trains(load: Load) -> None:
     assert set(values) == {t.name for t in (*PARAMS, *STATE)}
 
 
-def test_padding_is_as_if_it_were_not_there(load: Load) -> None:
-    """5 samples in a graph of 8: the step is that of the 5 alone."""
+def test_a_smaller_batch_is_a_step_of_those_samples_alone(load: Load) -> None:
+    """5 samples in a graph of up to 8."""
     features, labels, weights = samples(5)
     values, losses = train(load("step"), VALUES, features, labels, weights, rate=0.2, epochs=1, rng=rng())
     given = VALUES | initial_state(STEP, VALUES) | features
@@ -152,12 +152,14 @@ def test_scores_refuse_columns_of_different_length(load: Load) -> None:
         scores(load("score"), VALUES, {"history": np.zeros((2, 3), np.int64), "numbers": np.zeros((3, 2), np.float32)})
 
 
-def test_batches_cover_each_sample_once() -> None:
-    seen = [at[:real].tolist() for at, real in batches(19, 8)]
-    assert [len(s) for s in seen] == [8, 8, 3]
-    assert [i for part in seen for i in part] == list(range(19))
-    [(at, real)] = batches(2, 4)
-    assert (at.tolist(), real) == ([0, 1, 0, 0], 2)
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(1, [(1, 1)]), (8, [(1, 8)]), (19, [(2, 8), (1, 3)]), (40, [(3, 8), (2, 8)])]
+)
+def test_calls_cover_each_sample_once(count: int, sizes: list[tuple[int, int]]) -> None:
+    """At most 3 steps in a call, of at most 8 samples each."""
+    found = list(calls(np.arange(count)[::-1], 8, 3))
+    assert [at.shape for at in found] == sizes
+    assert np.concatenate([at.ravel() for at in found]).tolist() == list(range(count))[::-1]
 
 
 def test_state_needs_to_know_its_size() -> None:

@@ -21,7 +21,7 @@ from device_runtime.engines import Array, Graph, GraphSpec, TensorSpec
 Load = Callable[[str], Graph]
 
 BATCH, HISTORY, WIDTH, MOST_ROWS = 8, 3, 4, 64
-BOUNDS = {"rows": (2, MOST_ROWS)}
+BOUNDS = {"rows": (2, MOST_ROWS), "batch": (1, BATCH)}
 RATE = 0.2
 
 PARAMS = (
@@ -31,10 +31,13 @@ PARAMS = (
 )
 STATE = tuple(TensorSpec(f"momentum:{p.name}", p.dtype, p.shape, "state", p.table) for p in PARAMS)
 FEATURES = (
-    TensorSpec("history", "int64", (BATCH, HISTORY), "feature", "item"),
-    TensorSpec("numbers", "float32", (BATCH, 2), "feature"),
+    TensorSpec("history", "int64", ("batch", HISTORY), "feature", "item"),
+    TensorSpec("numbers", "float32", ("batch", 2), "feature"),
 )
-TARGET = (TensorSpec("label", "float32", (BATCH,), "label"), TensorSpec("sample_weight", "float32", (BATCH,), "weight"))
+TARGET = (
+    TensorSpec("label", "float32", ("batch",), "label"),
+    TensorSpec("sample_weight", "float32", ("batch",), "weight"),
+)
 LEARNING_RATE = TensorSpec("learning_rate", "float32", (), "hyper")
 
 
@@ -48,33 +51,34 @@ STEP = GraphSpec(
     carry={f"new:{t.name}": t.name for t in (*PARAMS, *STATE)},
     bounds=BOUNDS,
 )
-SCORE = GraphSpec((*PARAMS, *FEATURES), (TensorSpec("logit", "float32", (BATCH,), "output"),), bounds=BOUNDS)
+SCORE = GraphSpec((*PARAMS, *FEATURES), (TensorSpec("logit", "float32", ("batch",), "output"),), bounds=BOUNDS)
 TYPES = GraphSpec(
     (
-        TensorSpec("rows", "float32", (BATCH, 2), "feature"),
-        TensorSpec("mask", "bool", (BATCH,), "feature"),
-        TensorSpec("small", "int32", (BATCH,), "feature"),
+        TensorSpec("rows", "float32", ("batch", 2), "feature"),
+        TensorSpec("mask", "bool", ("batch",), "feature"),
+        TensorSpec("small", "int32", ("batch",), "feature"),
     ),
     (
-        TensorSpec("same", "float32", (BATCH, 2), "output"),
-        TensorSpec("other", "bool", (BATCH,), "output"),
-        TensorSpec("doubled", "int32", (BATCH,), "output"),
+        TensorSpec("same", "float32", ("batch", 2), "output"),
+        TensorSpec("other", "bool", ("batch",), "output"),
+        TensorSpec("doubled", "int32", ("batch",), "output"),
     ),
+    bounds={"batch": (1, BATCH)},
 )
 GATHER = GraphSpec(
     (
         TensorSpec("table", "float32", ("rows", WIDTH), "param"),
-        TensorSpec("history", "int64", (BATCH, HISTORY), "feature"),
+        TensorSpec("history", "int64", ("batch", HISTORY), "feature"),
     ),
-    (TensorSpec("picked", "float32", (BATCH, HISTORY, WIDTH), "output"),),
+    (TensorSpec("picked", "float32", ("batch", HISTORY, WIDTH), "output"),),
     bounds=BOUNDS,
 )
 
 SCATTER = GraphSpec(
     (
         TensorSpec("table", "float32", ("rows", WIDTH), "param"),
-        TensorSpec("ids", "int64", (BATCH,), "feature"),
-        TensorSpec("numbers", "float32", (BATCH, WIDTH), "feature"),
+        TensorSpec("ids", "int64", ("batch",), "feature"),
+        TensorSpec("numbers", "float32", ("batch", WIDTH), "feature"),
     ),
     (
         TensorSpec("added", "float32", ("rows", WIDTH), "output"),
@@ -169,12 +173,12 @@ GRAPHS: dict[str, tuple[Callable[..., tuple[Tensor, ...]], GraphSpec]] = {
 }
 
 
-def sample(spec: GraphSpec, rows: int = 10, seed: int = 0) -> dict[str, Array]:
+def sample(spec: GraphSpec, rows: int = 10, seed: int = 0, batch: int = BATCH) -> dict[str, Array]:
     """Inputs that fit, with random numbers; state is zero, labels follow the first number."""
     rng = np.random.default_rng(seed)
     given: dict[str, Array] = {}
     for t in spec.inputs:
-        shape = [rows if isinstance(d, str) else d for d in t.shape]
+        shape = [{"rows": rows, "batch": batch}[d] if isinstance(d, str) else d for d in t.shape]
         if t.role == "state":
             given[t.name] = np.zeros(shape, t.dtype)
         elif t.dtype == "float32":
@@ -183,7 +187,7 @@ def sample(spec: GraphSpec, rows: int = 10, seed: int = 0) -> dict[str, Array]:
             given[t.name] = rng.integers(0, 2 if t.dtype == "bool" else rows, shape).astype(t.dtype)
     if "label" in given:
         given["label"] = (given["numbers"][:, 0] > 0).astype(np.float32)
-        given["sample_weight"] = np.array([1, 1, 0.5, 2, 1, 1, 0, 0], np.float32)
+        given["sample_weight"] = np.array([1, 1, 0.5, 2, 1, 1, 0, 0], np.float32)[:batch]
         given["learning_rate"] = np.array(RATE, np.float32)
     return given
 
@@ -219,8 +223,8 @@ def _lower(function: Callable[..., tuple[Tensor, ...]], spec: GraphSpec, folder:
 
     given = tensors(spec, sample(spec))
     traced = make_fx(function, tracing_mode="symbolic")(*given)
-    rows = torch.export.Dim("rows", min=BOUNDS["rows"][0], max=BOUNDS["rows"][1])
-    dynamic = tuple({i: rows for i, d in enumerate(t.shape) if d == "rows"} or None for t in spec.inputs)
+    symbols = {name: torch.export.Dim(name, min=least, max=most) for name, (least, most) in spec.bounds.items()}
+    dynamic = tuple({i: symbols[d] for i, d in enumerate(t.shape) if isinstance(d, str)} or None for t in spec.inputs)
     program = torch.export.export(Module(), tuple(given), dynamic_shapes=(dynamic,)).run_decompositions()
     onnx = torch.onnx.export(
         program,

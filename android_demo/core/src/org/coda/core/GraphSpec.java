@@ -12,6 +12,8 @@ import java.util.Map;
 /** What a graph takes and gives, in its own order; see {@code device_runtime/engines/spec.py}. */
 public final class GraphSpec {
     private static final String STEPS = "steps";
+    /** The dimension of the samples in a batch: any number of them up to a bound. */
+    static final String BATCH = "batch";
 
     public final List<TensorSpec> inputs;
     public final List<TensorSpec> outputs;
@@ -134,15 +136,13 @@ public final class GraphSpec {
         return found;
     }
 
-    /** How many samples a call takes. */
+    /** How many samples a batch has, at most. */
     public int batch() {
-        for (TensorSpec tensor : of("feature")) {
-            int size = tensor.sizes[STEPS.equals(tensor.names[0]) ? 1 : 0];
-            if (size > 0) {
-                return size;
-            }
+        int[] bound = bounds.get(BATCH);
+        if (bound == null) {
+            throw new EngineError("this graph takes no batch of samples");
         }
-        throw new EngineError("this graph takes no batch of samples");
+        return bound[1];
     }
 
     /**

@@ -36,7 +36,7 @@ final class SelfTest {
         for (GraphSpec.TensorSpec tensor : spec.of("param", "attribute")) {
             Double largest = golden.largest.get(tensor.name);
             values.put(tensor.name, tensor.table.isEmpty() ? held.get(tensor.name)
-                    : madeUp(tensor, largest == null ? 0 : largest.longValue()));
+                    : madeUp(tensor, ROWS, largest == null ? 0 : largest.longValue()));
         }
         Map<String, Tensor> start = new LinkedHashMap<>(Trainer.initialState(spec, values));
         start.putAll(values);
@@ -93,7 +93,7 @@ final class SelfTest {
         int size = spec.batch();
         Map<String, Tensor> batch = new LinkedHashMap<>();
         for (GraphSpec.TensorSpec tensor : spec.of("feature")) {
-            Tensor made = madeUp(tensor, ROWS - 1);
+            Tensor made = madeUp(tensor, size, ROWS - 1);
             if (!tensor.table.isEmpty()) {
                 // no padding in ids as such; histories of every length, the empty one too
                 int width = made.width();
@@ -113,11 +113,11 @@ final class SelfTest {
         return batch;
     }
 
-    /** Numbers from -0.3 to 0.3, or whole ones from 0 to largest; a table has {@link #ROWS} rows. */
-    private static Tensor madeUp(GraphSpec.TensorSpec tensor, long largest) {
+    /** Numbers from -0.3 to 0.3, or whole ones from 0 to largest. rows: the first dimension, where that varies. */
+    private static Tensor madeUp(GraphSpec.TensorSpec tensor, int rows, long largest) {
         int[] shape = tensor.sizes.clone();
         if (shape.length > 0 && shape[0] < 0) {
-            shape[0] = ROWS;
+            shape[0] = rows;
         }
         Tensor found = Tensor.zeros(tensor.dtype, shape);
         for (int i = 0; i < found.size(); i++) {

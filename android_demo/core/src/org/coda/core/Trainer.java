@@ -8,8 +8,8 @@ import java.util.LinkedHashMap;
 import java.util.Map;
 
 /**
- * Epochs over a step graph, and scores from an inference graph, for any number of samples. A graph takes a fixed number;
- * the last batch is filled up with the first sample at weight 0. Values given are never written to.
+ * Epochs over a step graph, and scores from an inference graph, for any number of samples. A graph takes batches of up to
+ * a number of samples; the last batch is what is left. Values given are never written to.
  */
 final class Trainer {
     private Trainer() {}
@@ -112,27 +112,24 @@ final class Trainer {
         String label = spec.of("label").get(0).name;
         String weight = spec.of("weight").get(0).name;
         boolean stacks = spec.steps() > 0;
-        int steps = (count + size - 1) / size;
         for (int epoch = 0; epoch < epochs; epoch++) {
             int[] order = random.permutation(count);
-            for (int step = 0; step < steps; step += Math.max(1, spec.steps())) {
-                int taken = Math.min(Math.max(1, spec.steps()), steps - step);
-                int start = step * size;
-                int[] at = new int[taken * size];
-                float[] mass = new float[taken * size];
-                for (int i = 0; i < at.length; i++) {
-                    at[i] = used[start + i < count ? order[start + i] : 0];
-                    mass[i] = start + i < count ? weights[at[i]] : 0;
+            for (int start = 0, rows; start < count; start += rows) {
+                int whole = Math.min((count - start) / size, Math.max(1, spec.steps()));
+                rows = Math.min(Math.max(1, whole) * size, count - start); // what is left is a call of its own
+                int[] at = new int[rows];
+                for (int i = 0; i < rows; i++) {
+                    at[i] = used[order[start + i]];
                 }
                 Map<String, Tensor> batch = new HashMap<>();
                 for (Map.Entry<String, Tensor> column : features.entrySet()) {
                     batch.put(column.getKey(), column.getValue().take(at));
                 }
-                batch.put(label, Tensor.of(Floats.take(labels, at), at.length));
-                batch.put(weight, Tensor.of(mass, at.length));
+                batch.put(label, Tensor.of(Floats.take(labels, at), rows));
+                batch.put(weight, Tensor.of(Floats.take(weights, at), rows));
                 if (stacks) {
                     for (Map.Entry<String, Tensor> column : batch.entrySet()) {
-                        column.setValue(stacked(column.getValue(), taken));
+                        column.setValue(stacked(column.getValue(), Math.max(1, whole)));
                     }
                 }
                 for (float loss : advance(graph, current, batch, rate, tableRate)) {
@@ -165,9 +162,8 @@ final class Trainer {
         Tensor found = Tensor.zeros("float32", shape);
         int size = spec.batch();
         for (int start = 0; start < count; start += size) {
-            int real = Math.min(size, count - start);
-            int[] at = new int[size];
-            for (int i = 0; i < real; i++) {
+            int[] at = new int[Math.min(size, count - start)];
+            for (int i = 0; i < at.length; i++) {
                 at[i] = start + i;
             }
             Map<String, Tensor> given = new LinkedHashMap<>();
@@ -176,7 +172,7 @@ final class Trainer {
                 given.put(tensor.name, column == null ? values.get(tensor.name) : column.take(at));
             }
             Tensor result = graph.run(given).get(output.name);
-            System.arraycopy(result.floats, 0, found.floats, start * found.width(), real * found.width());
+            System.arraycopy(result.floats, 0, found.floats, start * found.width(), result.size());
         }
         return found;
     }
