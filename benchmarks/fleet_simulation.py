@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from cloud.rollout import LADDER, Evidence, Facts, Gate, Reports, Rollout, Rule, decide, judge, summed
-from cloud.rollout.buckets import places
+from cloud.rollout import LADDER, Evidence, Facts, Gate, Reports, Rollout, Rule, Watched, decide, judge, summed
+from cloud.rollout.buckets import places, reference_until
 from device_runtime.samples import Bool, Float32, Float64
 
 Index = npt.NDArray[np.int8]
@@ -187,11 +187,13 @@ def _supported(fleet: Fleet) -> Bool:
 @dataclass(frozen=True)
 class Kind:
     """What a release does to the devices that have it. failing: share of rounds that fail. slower: factor on CPU.
-    quality: of AUC on average. forging: share of devices whose reports are made up to look as bad as can be."""
+    quality: of AUC on average. dying: share of devices that are never heard of again once they have it. forging: share
+    of devices whose reports are made up to look as bad as can be."""
 
     failing: float = 0.01
     slower: float = 1.0
     quality: float = 0.0
+    dying: float = 0.0
     forging: float = 0.0
 
 
@@ -199,11 +201,17 @@ KINDS = {
     "crashing": Kind(failing=0.05),
     "slower": Kind(slower=1.2),
     "less accurate": Kind(quality=-0.01),
+    "dying": Kind(dying=0.05),
 }
 HARMLESS = {"harmless": Kind(), "harmless, 0.1 % of devices forge": Kind(forging=0.001)}
 _USUAL = Kind()
 _CPU_S, _CPU_SPREAD, _QUALITY_SPREAD = 0.4, 0.4, 0.1
-_BOUNDS = {"cpu_s": _CPU_S * math.exp(1.645 * _CPU_SPREAD)}
+_PEAK_MIB, _BYTES, _LITTLE_SPREAD = 90.0, 3000.0, 0.1
+_BOUNDS = {
+    "cpu_s": _CPU_S * math.exp(1.645 * _CPU_SPREAD),
+    "peak_mib": _PEAK_MIB * math.exp(1.645 * _LITTLE_SPREAD),
+    "bytes": _BYTES * math.exp(1.645 * _LITTLE_SPREAD),
+}
 """The 95 % quantile of a log-normal: 1.645 standard deviations above the median."""
 
 
@@ -225,12 +233,12 @@ def release(fleet: Fleet, kind: Kind, gate: Gate, rng: np.random.Generator, most
     # simulation and named devices come before: what is simulated here is what a fleet can show
     for _ in range(2):
         rollout = rollout.acted("promote", at=0.0, who="operator", why="the rungs before the fleet were passed")
-    taken = _Taken.on(fleet, rollout.standing.share, kind)
+    taken = _Taken(fleet, rollout.standing.share, kind)
     at, step = 0.0, HOUR
     while rollout.state == "running" and at < most_days * DAY:
-        taken.hour(at, step, rng)
+        taken.hour(at, step, gate, rng)
         at += step
-        evidence = taken.evidence()
+        evidence = taken.evidence(at, gate)
         found = judge(evidence, rollout.standing, gate, stood_s=at - rollout.since)
         if found.verdict == "wait":
             continue
@@ -246,65 +254,114 @@ def release(fleet: Fleet, kind: Kind, gate: Gate, rng: np.random.Generator, most
     return Ran(state, rollout.standing.name, reached, at / DAY, last.why)
 
 
+class _Group:
+    """Devices of a group at a rung, a row each. has: the bundle of its group. said: it has reported as one of it.
+    rated: its quality is counted. since: its first session in its group, endless before. heard: it had another one
+    within the window. dead: it has none any more."""
+
+    def __init__(self, fleet: Fleet, kind: Kind, has: bool) -> None:
+        n = len(fleet)
+        self.fleet, self.kind = fleet, kind
+        self.has, self.dead = np.full(n, has), np.zeros(n, bool)
+        self.said, self.rated, self.heard = np.zeros(n, bool), np.zeros(n, bool), np.zeros(n, bool)
+        self.since = np.full(n, np.inf)
+        self.reports: list[Reports] = []
+
+    def keep(self, before: _Group, *names: str) -> None:
+        """What is known of those that were in another group. Both are cut from the same fleet: in the same order."""
+        mine = np.isin(self.fleet.place, before.fleet.place)
+        theirs = np.isin(before.fleet.place, self.fleet.place)
+        for name in names:
+            getattr(self, name)[mine] = getattr(before, name)[theirs]
+
+    def session(self, at: float, step: float, gate: Gate, rng: np.random.Generator) -> None:
+        """An hour in which some are online: those that have their bundle report, others install it."""
+        online = self.fleet.online(at, step, rng) & ~self.dead
+        waited = at - self.since
+        self.heard |= online & (waited >= gate.silence_from_s) & (waited < gate.silence_s)
+        self.since[online & np.isinf(self.since)] = at
+        speaks = online & self.has & ~self.said
+        self.said |= speaks
+        told = _reports(int(speaks.sum()), self.kind, rng)
+        told.quality[self.rated[speaks]] = np.nan
+        self.rated |= speaks
+        self.reports.append(told)
+        installs = online & ~self.has & (rng.random(len(self.fleet), np.float32) < _WORKS[self.fleet.network])
+        self.has |= installs
+        if self.kind.dying:
+            self.dead |= installs & (rng.random(len(self.fleet)) < self.kind.dying)
+
+    def joined(self) -> Reports:
+        if len(self.reports) > 1:  # once: an hour's reports are few beside all of them
+            parts = self.reports
+            self.reports = [
+                Reports(
+                    np.concatenate([part.failed for part in parts]),
+                    np.concatenate([part.quality for part in parts]),
+                    {name: np.concatenate([part.costs[name] for part in parts]) for name in _BOUNDS},
+                )
+            ]
+        return self.reports[0]
+
+    def watched(self, at: float, gate: Gate) -> Watched:
+        over = np.flatnonzero(self.since <= at - gate.silence_s)
+        return Watched(~self.heard[over[np.argsort(self.since[over], kind="stable")]])
+
+
 class _Taken:
-    """The devices of both groups at a rung. Each of the treatment installs in a session, and reports in a later one;
-    one of the control reports when it is next online."""
+    """The groups at a rung. Each device of the treatment installs in a session, and reports in a later one; others
+    report when they are next online, and one that was of the reference once more when it has become the control's."""
 
-    def __init__(self, treated: Fleet, control: Fleet, kind: Kind) -> None:
-        self.groups = (treated, control)
-        self.kinds = (kind, _USUAL)
-        self.has = (np.zeros(len(treated), bool), np.ones(len(control), bool))
-        self.said = (np.zeros(len(treated), bool), np.zeros(len(control), bool))
-        self.reports: tuple[list[Reports], list[Reports]] = ([], [])
-
-    @classmethod
-    def on(cls, fleet: Fleet, share: float, kind: Kind) -> _Taken:
-        return cls(fleet.take(fleet.place < share), fleet.take(fleet.place >= 1 - share), kind)
+    def __init__(self, fleet: Fleet, share: float, kind: Kind) -> None:
+        at, wide = fleet.place, reference_until(share)
+        self.treatment = _Group(fleet.take(at < share), kind, has=False)
+        self.control = _Group(fleet.take(at >= 1 - share), _USUAL, has=True)
+        self.reference = _Group(fleet.take((at >= 1 - wide) & (at < 1 - share)), _USUAL, has=True)
 
     def grown(self, fleet: Fleet, share: float, kind: Kind) -> _Taken:
         """At a higher rung: who was in a group stays in it, with what it has and has said."""
-        more = _Taken.on(fleet, share, kind)
-        for index, (now, before) in enumerate(zip(more.groups, self.groups, strict=True)):
-            # both were cut from the same fleet, so they are in the same order
-            old = np.isin(now.place, before.place)
-            more.has[index][old] = self.has[index]
-            more.said[index][old] = self.said[index]
-        more.reports = self.reports
+        more = _Taken(fleet, share, kind)
+        for now, before in zip(more.groups, self.groups, strict=True):
+            now.keep(before, "has", "said", "rated", "since", "heard", "dead")
+            now.reports = before.reports
+        more.control.keep(self.reference, "rated")
         return more
 
-    def hour(self, at: float, step: float, rng: np.random.Generator) -> None:
-        for index, (group, kind, has, said) in enumerate(
-            zip(self.groups, self.kinds, self.has, self.said, strict=True)
-        ):
-            online = group.online(at, step, rng)
-            speaks = online & has & ~said
-            said |= speaks
-            self.reports[index].append(_reports(int(speaks.sum()), kind, rng))
-            has |= online & (rng.random(len(group), np.float32) < _WORKS[group.network])
+    @property
+    def groups(self) -> tuple[_Group, _Group, _Group]:
+        return self.treatment, self.control, self.reference
 
-    def evidence(self) -> Evidence:
-        joined = [
-            Reports(
-                np.concatenate([part.failed for part in parts]),
-                np.concatenate([part.quality for part in parts]),
-                {name: np.concatenate([part.costs[name] for part in parts]) for name in _BOUNDS},
-            )
-            for parts in self.reports
-        ]
-        return summed(joined[0], joined[1], _BOUNDS)
+    def hour(self, at: float, step: float, gate: Gate, rng: np.random.Generator) -> None:
+        for group in self.groups:
+            group.session(at, step, gate, rng)
+
+    def evidence(self, at: float, gate: Gate) -> Evidence:
+        return summed(
+            self.treatment.joined(),
+            self.control.joined(),
+            _BOUNDS,
+            reference=self.reference.joined().quality,
+            watched=(self.treatment.watched(at, gate), self.control.watched(at, gate)),
+        )
 
     def installed(self) -> int:
-        return int(self.has[0].sum())
+        return int(self.treatment.has.sum())
 
 
 def _reports(n: int, kind: Kind, rng: np.random.Generator) -> Reports:
     quality = rng.normal(kind.quality, _QUALITY_SPREAD, n)
     quality[rng.random(n) < 0.2] = np.nan  # one class only among the rows held out
-    cpu = _CPU_S * kind.slower * np.exp(rng.normal(0, _CPU_SPREAD, n))
+    costs = {
+        "cpu_s": _CPU_S * kind.slower * np.exp(rng.normal(0, _CPU_SPREAD, n)),
+        "peak_mib": _PEAK_MIB * np.exp(rng.normal(0, _LITTLE_SPREAD, n)),
+        "bytes": _BYTES * np.exp(rng.normal(0, _LITTLE_SPREAD, n)),
+    }
     failed = rng.random(n) < kind.failing
     forged = rng.random(n) < kind.forging
-    quality[forged], cpu[forged], failed[forged] = -1.0, 1e12, True
-    return Reports(failed, quality, {"cpu_s": cpu})
+    quality[forged], failed[forged] = -1.0, True
+    for amounts in costs.values():
+        amounts[forged] = 1e12
+    return Reports(failed, quality, costs)
 
 
 def summary(runs: list[Ran]) -> dict[str, float]:

@@ -151,6 +151,18 @@ EVIDENCE = Table(
 )
 """One row a device and rollout, whatever it sends. counted: its first report that came in time; late, further: how many
 others there were."""
+WATCHED = Table(
+    "watched",
+    TABLES,
+    Column("rollout", String(100), primary_key=True),
+    Column("device", String(32), primary_key=True),
+    Column("arm", String(16), nullable=False),
+    Column("since", Float, nullable=False),
+    Column("silent", Boolean),
+    Index("watched_since", "rollout", "since"),
+)
+"""since: first signed request of a device in its group of a rollout. silent: whether no other came within the gate's
+window; not known before it is over, and never changed after."""
 OPERATORS = Table(
     "operators",
     TABLES,
