@@ -135,8 +135,8 @@ def build(
         raise InputError(f"{out} holds a bundle already; a bundle never changes: choose another folder")
     blobs: dict[str, bytes] = {}
 
-    def keep(data: bytes) -> FileRef:
-        ref, stored = pack_file(data)
+    def keep(data: bytes, changes: bool = False) -> FileRef:
+        ref, stored = pack_file(data, changes)
         blobs[ref.sha256] = stored
         return ref
 
@@ -147,7 +147,7 @@ def build(
     rank_weights = loss_of(model, dense | rows, source.rank_weights, source.held_out)
     if source.tastes is not None:
         rows |= narrowed({TASTE: source.tastes}, "int8", rows=True)
-    torch.manual_seed(version)
+    torch.manual_seed(1)  # the same in every version: devices have these weights already
     classifier = SampleClassifier(model.width - model.filter_from)
     trials = {
         "step": (widened(dense), source.settings.rate),
@@ -159,7 +159,7 @@ def build(
     largest = {n: int(t.max(initial=0)) for n, t in rows.items() if held.get(n, t).dtype.kind == "i"}
     graphs = _lower(model, step, classifier, engines, trials, largest, keep, progress)
     progress("packing weights")
-    weights = keep(_tensors(dense | {f"padding:{n}": t[:1] for n, t in rows.items()}))
+    weights = keep(_tensors(dense | {f"padding:{n}": t[:1] for n, t in rows.items()}), changes=True)
     encode = graphs["encode"]
     used = {t.name for t in encode.spec.of("param", "attribute")}
     manifest = Manifest(
@@ -260,14 +260,14 @@ def _try(
     return msgspec.structs.replace(golden_steps(engine, graph, values, batch, rate), largest=bounds)
 
 
-def _shards(keys: Sequence[str], rows: Mapping[str, Array], keep: Callable[[bytes], FileRef]) -> tuple[FileRef, ...]:
+def _shards(keys: Sequence[str], rows: Mapping[str, Array], keep: Callable[..., FileRef]) -> tuple[FileRef, ...]:
     count = max(1, round((len(keys) - 1) / SHARD_ITEMS))
     of = np.array([-1] + [shard_of(key, count) for key in keys[1:]])
     refs = []
     for number in range(count):
         ids = np.flatnonzero(of == number).astype(np.int32)
         shard = Shard(ids, tuple(keys[int(i)] for i in ids), {n: t[ids] for n, t in rows.items()})
-        refs.append(keep(_tensors(shard.encode())))
+        refs.append(keep(_tensors(shard.encode()), changes=True))
     return tuple(refs)
 
 
