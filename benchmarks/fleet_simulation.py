@@ -256,8 +256,8 @@ def release(fleet: Fleet, kind: Kind, gate: Gate, rng: np.random.Generator, most
 
 class _Group:
     """Devices of a group at a rung, a row each. has: the bundle of its group. said: it has reported as one of it.
-    rated: its quality is counted. since: its first session in its group, endless before. heard: it had another one
-    within the window. dead: it has none any more."""
+    rated: its quality is counted. since: its first session in its group, endless before; met: in that order. heard: it
+    had another one within the window. dead: it has none any more."""
 
     def __init__(self, fleet: Fleet, kind: Kind, has: bool) -> None:
         n = len(fleet)
@@ -265,6 +265,7 @@ class _Group:
         self.has, self.dead = np.full(n, has), np.zeros(n, bool)
         self.said, self.rated, self.heard = np.zeros(n, bool), np.zeros(n, bool), np.zeros(n, bool)
         self.since = np.full(n, np.inf)
+        self.met: list[npt.NDArray[np.int64]] = []
         self.reports: list[Reports] = []
 
     def keep(self, before: _Group, *names: str) -> None:
@@ -276,20 +277,24 @@ class _Group:
 
     def session(self, at: float, step: float, gate: Gate, rng: np.random.Generator) -> None:
         """An hour in which some are online: those that have their bundle report, others install it."""
-        online = self.fleet.online(at, step, rng) & ~self.dead
-        waited = at - self.since
-        self.heard |= online & (waited >= gate.silence_from_s) & (waited < gate.silence_s)
-        self.since[online & np.isinf(self.since)] = at
-        speaks = online & self.has & ~self.said
-        self.said |= speaks
-        told = _reports(int(speaks.sum()), self.kind, rng)
+        online = np.flatnonzero(self.fleet.online(at, step, rng) & ~self.dead)
+        waited = at - self.since[online]
+        self.heard[online[(waited >= gate.silence_from_s) & (waited < gate.silence_s)]] = True
+        first = online[waited < 0]
+        self.since[first] = at
+        self.met.append(first)
+        has = self.has[online]
+        speaks = online[has & ~self.said[online]]
+        self.said[speaks] = True
+        told = _reports(len(speaks), self.kind, rng)
         told.quality[self.rated[speaks]] = np.nan
-        self.rated |= speaks
+        self.rated[speaks] = True
         self.reports.append(told)
-        installs = online & ~self.has & (rng.random(len(self.fleet), np.float32) < _WORKS[self.fleet.network])
-        self.has |= installs
+        lacks = online[~has]
+        installs = lacks[rng.random(len(lacks), np.float32) < _WORKS[self.fleet.network[lacks]]]
+        self.has[installs] = True
         if self.kind.dying:
-            self.dead |= installs & (rng.random(len(self.fleet)) < self.kind.dying)
+            self.dead[installs[rng.random(len(installs)) < self.kind.dying]] = True
 
     def joined(self) -> Reports:
         if len(self.reports) > 1:  # once: an hour's reports are few beside all of them
@@ -304,8 +309,9 @@ class _Group:
         return self.reports[0]
 
     def watched(self, at: float, gate: Gate) -> Watched:
-        over = np.flatnonzero(self.since <= at - gate.silence_s)
-        return Watched(~self.heard[over[np.argsort(self.since[over], kind="stable")]])
+        self.met = [np.concatenate(self.met)]
+        over = np.searchsorted(self.since[self.met[0]], at - gate.silence_s, side="right")
+        return Watched(~self.heard[self.met[0][:over]])
 
 
 class _Taken:
@@ -324,6 +330,8 @@ class _Taken:
         for now, before in zip(more.groups, self.groups, strict=True):
             now.keep(before, "has", "said", "rated", "since", "heard", "dead")
             now.reports = before.reports
+            was = np.flatnonzero(np.isfinite(now.since))
+            now.met = [was[np.argsort(now.since[was], kind="stable")]]
         more.control.keep(self.reference, "rated")
         return more
 

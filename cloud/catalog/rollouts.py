@@ -34,8 +34,8 @@ _COLUMNS = {"rule": Rule, "ladder": tuple[Rung, ...], "named": frozenset[str], "
 
 @dataclass(frozen=True)
 class Voice:
-    """What a report says of a rollout. arm: "treatment", "control" or "reference". late: it is only counted. quality: None if not
-    told. costs: some of `course.COSTS`."""
+    """What a report says of a rollout. arm: "treatment", "control" or "reference". late: it is only counted. quality:
+    None if not told. costs: some of `course.COSTS`."""
 
     rollout: str
     device: str

@@ -144,7 +144,8 @@ def _rated(quality: Float64) -> Arm:
     possible = told[np.abs(told) <= 1]
     cut = np.clip(possible, -MOST_QUALITY, MOST_QUALITY)
     absurd = len(told) - len(possible)
-    return Arm(devices=len(quality), rated=len(cut), quality=float(cut.sum()), squares=float(cut @ cut), absurd=absurd)
+    squares = float(np.square(cut).sum())
+    return Arm(devices=len(quality), rated=len(cut), quality=float(cut.sum()), squares=squares, absurd=absurd)
 
 
 def _possible(amounts: Float64) -> Float64:

@@ -3,10 +3,11 @@
 Peeking at a fixed-size test inflates its error; these are valid at all times at once, so a release may be stopped the
 moment that one of them fires.
 
-- Failures, costly rounds and devices that are not heard of again: the first of both groups are compared, as many of one
-  as of the other, so under the null each event is as likely the treatment's as the control's. A mixture over how much worse it might be bets
-  against that; by Ville's inequality its wealth exceeds 1 / alpha with probability alpha at most, however often one
-  looks (Ramdas et al., "Game-theoretic statistics and safe anytime-valid inference", 2023, section 3).
+- Failures, costly rounds and devices that are not heard of again: the first of both groups are compared, as many of
+  one as of the other, so under the null each event is as likely the treatment's as the control's. A mixture over how
+  much worse it might be bets against that; by Ville's inequality its wealth exceeds 1 / alpha with probability alpha
+  at most, however often one looks (Ramdas et al., "Game-theoretic statistics and safe anytime-valid inference", 2023,
+  section 3).
 - Quality: the normal-mixture confidence sequence over the difference of the groups' means, in information time
   (Robbins 1970; Waudby-Smith et al., "Time-uniform central limit theory and asymptotic confidence sequences", 2021,
   theorem 2.2). It does not want groups of one size, so the reference speaks with the control.
@@ -29,9 +30,9 @@ Verdict = Literal["stop", "wait", "promote"]
 
 class Gate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """alpha: the probability that a harmless release is ever stopped, over all tests and all looks together.
-    events_factor, quality_tolerance: how many times as frequent events may be, and how much lower AUC, before a release
-    counts as harmful: what a thousandth of devices that forge could feign. quality_margin: to climb, the interval of
-    the quality must lie above this loss.
+    events_factor, silence_factor, quality_tolerance: how many times as frequent events, and silent devices, may be, and
+    how much lower AUC, before a release counts as harmful: what a thousandth of devices that forge could feign.
+    quality_margin: to climb, the interval of the quality must lie above this loss.
     failure_share, failure_count: a release with that many failures, and that share of devices failing, is stopped
     without a comparison: both groups may be broken. failure_bound: to climb, the upper confidence bound of the share of
     treated devices that fail must lie below this. tuned_at: standard errors of the mean at which the interval is
@@ -51,13 +52,12 @@ class Gate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     sizes: int = 50
     silence_s: float = 2 * 86_400.0
     silence_from_s: float = 3600.0
+    silence_factor: float = 1.05
 
     def __post_init__(self) -> None:
         """Raises: InputError."""
-        if not 0 < self.alpha < 0.5 or self.tuned_at <= 0 or self.events_factor < 1:
-            raise InputError(
-                "a gate needs an alpha between 0 and 0.5, a tuned_at above 0, an events_factor of 1 or more"
-            )
+        if not 0 < self.alpha < 0.5 or self.tuned_at <= 0 or min(self.events_factor, self.silence_factor) < 1:
+            raise InputError("a gate needs an alpha between 0 and 0.5, a tuned_at above 0, and factors of 1 or more")
         if not 0 <= self.quality_tolerance < self.quality_margin:
             raise InputError("a gate's quality_margin is larger than its quality_tolerance, which is not negative")
         if not 0 < min(self.failure_share, self.failure_bound) <= max(self.failure_share, self.failure_bound) <= 1:
@@ -85,7 +85,10 @@ def judge(evidence: Evidence, rung: Rung, gate: Gate, *, stood_s: float) -> Find
     treatment, control = evidence.treatment, evidence.control
     # quality has the least to spare of its reports, so half of alpha is its
     alpha, quality_alpha = gate.alpha / 2 / max(len(evidence.events), 1), gate.alpha / 2
-    worth = {name: e_value(*counts, gate.events_factor) for name, counts in evidence.events.items()}
+    worth = {
+        name: e_value(*counts, gate.silence_factor if name == SILENT else gate.events_factor)
+        for name, counts in evidence.events.items()
+    }
     quality = difference(treatment, control.joined(evidence.reference), gate, quality_alpha)
     failures = rate(treatment.failures, treatment.devices, alpha) if treatment.devices else None
     harms: list[str] = []

@@ -40,9 +40,7 @@ def test_any_file_is_made_of_any_other(before, after):
     assert apply_delta(base, encode_delta(base, target), len(target)) == target
 
 
-@given(
-    arrays.arrays(np.uint16, (6, 3)), arrays.arrays(np.uint16, (6, 3)), st.sampled_from([np.float16, np.int16])
-)
+@given(arrays.arrays(np.uint16, (6, 3)), arrays.arrays(np.uint16, (6, 3)), st.sampled_from([np.float16, np.int16]))
 def test_all_bits_come_through_also_those_of_numbers_that_are_none(before, after, dtype):
     base, target = save({"w": before.view(dtype)}), save({"w": after.view(dtype)})
     assert apply_delta(base, encode_delta(base, target), len(target)) == target

@@ -1,4 +1,4 @@
-"""A device moves to a bundle of which it has most: only what differs is fetched, and nothing rests on it being right."""
+"""A device moves to a bundle of which it has most: only what differs is fetched, and no trust rests on it."""
 
 from __future__ import annotations
 
