@@ -52,7 +52,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--days", type=float, default=14.0, help="of the coverage")
     parser.add_argument("--jobs", type=int, default=2, help="processes for the releases")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--plot", type=Path, metavar="OUT", help="the coverage as an SVG picture")
+    parser.add_argument(
+        "--plot", type=Path, metavar="OUT.svg", help="the coverage; and OUT-releases.svg, how far they came"
+    )
     parser.add_argument("--work", type=Path, metavar="DIR", help="keep the prepared server here, and find it again")
 
 
@@ -87,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
     result.write(args.json, "bench fleet", started, rows, devices=devices, **more)
     if args.plot:
         plot.write(args.plot, curves({row["strategy"]: row["curve"] for row in rows}, days))
+        plot.write(args.plot.with_stem(f"{args.plot.stem}-releases"), reached(bad))
     return 0
 
 
@@ -140,6 +143,15 @@ def curves(shares: Mapping[str, Sequence[float]], days: float) -> Markup:
         body.append(f'<polyline points="{dots}" class="e{number}" style="fill:none"/>')
         body.append(text(180 * number + 60, 340, name, f"p{number * 5 % 8}"))
     return picture(720, 350, "Share of the devices that have the release", ", ".join(shares), body)
+
+
+def reached(bad: Mapping[str, Mapping[str, Any]]) -> Markup:
+    """How much of the fleet a bad release had reached when it was stopped, in 95 % of its runs and in the worst."""
+    shares = {}
+    for name, told in bad.items():
+        shares[f"{name}, 95 % of runs"] = told["reached_share_p95"]
+        shares[f"{name}, at most"] = told["reached_share_most"]
+    return plot.bars("Share of the fleet that a bad release reached", shares, ".2%")
 
 
 def _percent() -> Callable[[float], None]:

@@ -17,6 +17,7 @@ from torch import nn
 
 from device_runtime.bundle import (
     FORMAT,
+    BlobStore,
     FileRef,
     Golden,
     GraphEntry,
@@ -183,20 +184,9 @@ def build(
         positive_at=source.positive_at,
         metrics=dict(source.metrics),
     )
-    plain = to_json(manifest)
-    ref, stored = pack_file(plain)
-    blobs[ref.sha256] = stored
     for sha256, data in blobs.items():
         write_atomically(out / "blobs" / sha256, data)
-    write_atomically(out / "release.pub", signer.public.encode() + b"\n")
-    announced = BundleRef(
-        version=version,
-        manifest=ref.sha256,
-        size=ref.size,
-        key=key_id(signer.public),
-        signature=signer.sign(plain),
-    )
-    write_atomically(out / "bundle.json", to_json(announced))
+    _announce(manifest, out, signer)
     return manifest
 
 
@@ -283,6 +273,34 @@ def _digest(tensors: Mapping[str, Array]) -> str:
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(tensors[name]).tobytes())
     return digest.hexdigest()[:16]
+
+
+def restate(manifest: Manifest, blobs: BlobStore, out: Path, signer: Signer) -> BundleRef:
+    """Write and sign a bundle folder of a manifest whose files are at hand: of a bundle that differs in it only.
+
+    Raises:
+        InputError: the folder holds a bundle already. TrustError, StoreError: a file is damaged or missing.
+    """
+    if (out / "bundle.json").exists():
+        raise InputError(f"{out} holds a bundle already; a bundle never changes: choose another folder")
+    graphs = [made.file for graph in manifest.graphs.values() for made in graph.files.values()]
+    shards = [shard for table in manifest.tables.values() for shard in table.shards]
+    for file in (manifest.weights, manifest.classifier, *graphs, *shards):
+        blobs.read(file)
+        write_atomically(out / "blobs" / file.sha256, blobs.path(file.sha256).read_bytes())
+    return _announce(manifest, out, signer)
+
+
+def _announce(manifest: Manifest, out: Path, signer: Signer) -> BundleRef:
+    """The manifest's blob, the public key, and the signed announcement last: a folder that has it is whole."""
+    plain = to_json(manifest)
+    file, stored = pack_file(plain)
+    write_atomically(out / "blobs" / file.sha256, stored)
+    write_atomically(out / "release.pub", signer.public.encode() + b"\n")
+    key, signature = key_id(signer.public), signer.sign(plain)
+    ref = BundleRef(version=manifest.version, manifest=file.sha256, size=file.size, key=key, signature=signature)
+    write_atomically(out / "bundle.json", to_json(ref))
+    return ref
 
 
 def read_ref(folder: Path) -> BundleRef:

@@ -198,6 +198,7 @@ EVALUATIONS = Table(
     Column("most", Integer, nullable=False),
     Column("created", Float, nullable=False),
     Column("until", Float, nullable=False),
+    Column("period", String(16), nullable=False, server_default="judged"),
 )
 """Federated evaluations. rule, configurations: JSON. most: devices that answer, at most. until: it ends."""
 EVALUATED = Table(

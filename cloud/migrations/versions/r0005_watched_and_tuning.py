@@ -1,4 +1,4 @@
-"""Devices that are watched for whether they are heard of again."""
+"""Devices that are watched for whether they are heard of again, and evaluations on the period before the judged one."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -17,3 +17,4 @@ def upgrade() -> None:
         sa.Column("silent", sa.Boolean),
     )
     op.create_index("watched_since", "watched", ["rollout", "since"])
+    op.add_column("evaluations", sa.Column("period", sa.String(16), nullable=False, server_default="judged"))
