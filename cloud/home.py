@@ -154,7 +154,9 @@ def publish(home: ServerHome, bundle: Path, staged: bool = False) -> Manifest:
             data = (bundle / "blobs" / file.sha256).read_bytes()
         except OSError:
             raise TrustError(f"{bundle} lacks the blob {file.sha256[:12]}… that its manifest names") from None
-        unpack_file(file, data)
+        raw = unpack_file(file, data)
+        if file.raw_sha256 and hashlib.sha256(raw).hexdigest() != file.raw_sha256:
+            raise TrustError(f"the manifest states another hash of the file in blob {file.sha256[:12]}… than it has")
         blobs[file.sha256] = data
     for sha256, data in blobs.items():
         if not _holds(home.blobs.path(sha256), data):
