@@ -228,15 +228,17 @@ class Ran:
 
 
 def release(fleet: Fleet, kind: Kind, gate: Gate, rng: np.random.Generator, most_days: float = 30.0) -> Ran:
-    """Roll a release out hour by hour, by the real ladder and gate, until it is stopped, is complete, or time is up."""
+    """Roll a release out by the real ladder and gate, which is asked every hour at 1 % and every three hours above,
+    until it is stopped, is complete, or time is up."""
     rollout = Rollout(name="next", bundle=2, previous=1, salt="fleet")
     # simulation and named devices come before: what is simulated here is what a fleet can show
     for _ in range(2):
         rollout = rollout.acted("promote", at=0.0, who="operator", why="the rungs before the fleet were passed")
     taken = _Taken(fleet, rollout.standing.share, kind)
-    at, step = 0.0, HOUR
+    at = 0.0
     while rollout.state == "running" and at < most_days * DAY:
-        taken.hour(at, step, gate, rng)
+        step = HOUR if rollout.standing.share < 0.05 else 3 * HOUR
+        taken.sessions(at, step, gate, rng)
         at += step
         evidence = taken.evidence(at, gate)
         found = judge(evidence, rollout.standing, gate, stood_s=at - rollout.since)
@@ -276,7 +278,7 @@ class _Group:
             getattr(self, name)[mine] = getattr(before, name)[theirs]
 
     def session(self, at: float, step: float, gate: Gate, rng: np.random.Generator) -> None:
-        """An hour in which some are online: those that have their bundle report, others install it."""
+        """A while in which some are online: those that have their bundle report, others install it."""
         online = np.flatnonzero(self.fleet.online(at, step, rng) & ~self.dead)
         waited = at - self.since[online]
         self.heard[online[(waited >= gate.silence_from_s) & (waited < gate.silence_s)]] = True
@@ -297,7 +299,7 @@ class _Group:
             self.dead[installs[rng.random(len(installs)) < self.kind.dying]] = True
 
     def joined(self) -> Reports:
-        if len(self.reports) > 1:  # once: an hour's reports are few beside all of them
+        if len(self.reports) > 1:  # once: a step's reports are few beside all of them
             parts = self.reports
             self.reports = [
                 Reports(
@@ -339,7 +341,7 @@ class _Taken:
     def groups(self) -> tuple[_Group, _Group, _Group]:
         return self.treatment, self.control, self.reference
 
-    def hour(self, at: float, step: float, gate: Gate, rng: np.random.Generator) -> None:
+    def sessions(self, at: float, step: float, gate: Gate, rng: np.random.Generator) -> None:
         for group in self.groups:
             group.session(at, step, gate, rng)
 

@@ -17,7 +17,7 @@ from device_runtime.errors import CodaError, TrustError
 from device_runtime.identity import Signer
 from export.package import read_ref
 from tests.conftest import reversion
-from tests.device_runtime.test_releases import EVERYBODY, ME, phone, soon
+from tests.device_runtime.test_releases import EVERYBODY, ME, phone, soon  # noqa: F401
 
 
 def retouched(folder, published, version, rng, share=0.01):
