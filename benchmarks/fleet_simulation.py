@@ -32,7 +32,7 @@ _NETWORKS = (0.6, 0.3, 0.1)
 
 @dataclass(frozen=True)
 class Fleet:
-    """A row a device. rate: sessions a day, on average. zone, network, app: indices into the shifts of
+    """A row a device, ascending by place. rate: sessions a day, on average. zone, network, app: indices into the shifts of
     the day, the success of downloads and the app versions. place: of the release under test."""
 
     rate: Float32
@@ -44,7 +44,7 @@ class Fleet:
     def __len__(self) -> int:
         return len(self.rate)
 
-    def take(self, which: Bool) -> Fleet:
+    def take(self, which: slice | npt.NDArray[np.int64]) -> Fleet:
         return Fleet(self.rate[which], self.zone[which], self.network[which], self.app[which], self.place[which])
 
     def online(self, at: float, step_s: float, rng: np.random.Generator) -> Bool:
@@ -61,13 +61,14 @@ def fleet(devices: int, salt: str, rng: np.random.Generator) -> Fleet:
     """A tenth of the devices is hardly ever used; the rest has two sessions a day in the median, few have many."""
     rate = np.exp(rng.normal(math.log(2), 0.9, devices))
     rate[rng.random(devices) < 0.1] = 1 / 20
-    return Fleet(
+    made = Fleet(
         rate=rate.astype(np.float32),
         zone=rng.integers(len(_ZONES), size=devices, dtype=np.int8),
         network=rng.choice(3, devices, p=_NETWORKS).astype(np.int8),
         app=rng.choice(len(_APPS), devices, p=_APP_SHARES).astype(np.int8),
         place=places((f"device-{number}" for number in range(devices)), salt),
     )
+    return made.take(np.argsort(made.place))
 
 
 # -- coverage -------------------------------------------------------------------------------------------------------
@@ -257,13 +258,14 @@ def release(fleet: Fleet, kind: Kind, gate: Gate, rng: np.random.Generator, most
 
 
 class _Group:
-    """Devices of a group at a rung, a row each. has: the bundle of its group. said: it has reported as one of it.
+    """Devices of a group at a rung, a row each; those of the fleet from start to stop. has: the bundle of its group. said: it has reported as one of it.
     rated: its quality is counted. since: its first session in its group, endless before; met: in that order. heard: it
     had another one within the window. dead: it has none any more."""
 
-    def __init__(self, fleet: Fleet, kind: Kind, has: bool) -> None:
-        n = len(fleet)
-        self.fleet, self.kind = fleet, kind
+    def __init__(self, fleet: Fleet, start: int, stop: int, kind: Kind, has: bool) -> None:
+        n = stop - start
+        self.start, self.stop = start, stop
+        self.fleet, self.kind = fleet.take(slice(start, stop)), kind
         self.has, self.dead = np.full(n, has), np.zeros(n, bool)
         self.said, self.rated, self.heard = np.zeros(n, bool), np.zeros(n, bool), np.zeros(n, bool)
         self.since = np.full(n, np.inf)
@@ -271,11 +273,11 @@ class _Group:
         self.reports: list[Reports] = []
 
     def keep(self, before: _Group, *names: str) -> None:
-        """What is known of those that were in another group. Both are cut from the same fleet: in the same order."""
-        mine = np.isin(self.fleet.place, before.fleet.place)
-        theirs = np.isin(before.fleet.place, self.fleet.place)
-        for name in names:
-            getattr(self, name)[mine] = getattr(before, name)[theirs]
+        """What is known of those that were in another group."""
+        start, stop = max(self.start, before.start), min(self.stop, before.stop)
+        for name in names if start < stop else ():
+            theirs = getattr(before, name)[start - before.start : stop - before.start]
+            getattr(self, name)[start - self.start : stop - self.start] = theirs
 
     def session(self, at: float, step: float, gate: Gate, rng: np.random.Generator) -> None:
         """A while in which some are online: those that have their bundle report, others install it."""
@@ -321,10 +323,11 @@ class _Taken:
     report when they are next online, and one that was of the reference once more when it has become the control's."""
 
     def __init__(self, fleet: Fleet, share: float, kind: Kind) -> None:
-        at, wide = fleet.place, reference_until(share)
-        self.treatment = _Group(fleet.take(at < share), kind, has=False)
-        self.control = _Group(fleet.take(at >= 1 - share), _USUAL, has=True)
-        self.reference = _Group(fleet.take((at >= 1 - wide) & (at < 1 - share)), _USUAL, has=True)
+        borders = (share, 1 - reference_until(share), 1 - share)
+        treated, wide, control = (int(at) for at in np.searchsorted(fleet.place, borders))
+        self.treatment = _Group(fleet, 0, treated, kind, has=False)
+        self.control = _Group(fleet, control, len(fleet), _USUAL, has=True)
+        self.reference = _Group(fleet, wide, control, _USUAL, has=True)
 
     def grown(self, fleet: Fleet, share: float, kind: Kind) -> _Taken:
         """At a higher rung: who was in a group stays in it, with what it has and has said."""
