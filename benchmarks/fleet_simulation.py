@@ -32,8 +32,8 @@ _NETWORKS = (0.6, 0.3, 0.1)
 
 @dataclass(frozen=True)
 class Fleet:
-    """A row a device, ascending by place. rate: sessions a day, on average. zone, network, app: indices into the shifts of
-    the day, the success of downloads and the app versions. place: of the release under test."""
+    """A row a device, ascending by place. rate: sessions a day, on average. zone, network, app: indices into the shifts
+    of the day, the success of downloads and the app versions. place: of the release under test."""
 
     rate: Float32
     zone: Index
@@ -258,9 +258,9 @@ def release(fleet: Fleet, kind: Kind, gate: Gate, rng: np.random.Generator, most
 
 
 class _Group:
-    """Devices of a group at a rung, a row each; those of the fleet from start to stop. has: the bundle of its group. said: it has reported as one of it.
-    rated: its quality is counted. since: its first session in its group, endless before; met: in that order. heard: it
-    had another one within the window. dead: it has none any more."""
+    """Devices of a group at a rung, a row each: those of the fleet from start to stop. has: the bundle of its group.
+    said: it has reported as one of it. rated: its quality is counted. since: its first session in its group, endless
+    before; met: in that order. heard: it had another one within the window. dead: it has none any more."""
 
     def __init__(self, fleet: Fleet, start: int, stop: int, kind: Kind, has: bool) -> None:
         n = stop - start
