@@ -21,6 +21,7 @@ BENCHES = {
         "how fast events stream into training, in how much memory, by how many processes",
     ),
     "wire": ("benchmarks.wire", "how many bytes candidates and weights take on the wire, beside other formats"),
+    "delta": ("benchmarks.delta", "how many bytes a device fetches that has the bundle before"),
     "fleet": ("benchmarks.fleet", "how fast a release reaches a million devices, and how far a bad one comes"),
     "emulated-pi": ("benchmarks.emulated_pi", "what a round takes on an emulated Raspberry Pi, in instructions"),
 }

@@ -7,8 +7,9 @@ that rides on other requests cost is measured first, by a real device against a 
   coverage      hours until half, 90 % and 99 % of the devices that may have a release have it, by three ways of telling
                 them: by riding on the requests that their apps make anyway (push-then-pull), by asking every six hours
                 (polling), by messages from the server every hour (push)
-  bad releases  crashing (5 % of rounds fail instead of 1 %), slower (CPU times 1.2), less accurate (AUC lower by 0.01):
-                each rolled out many times from 1 % on, until the gate stops it
+  bad releases  crashing (5 % of rounds fail instead of 1 %), slower (CPU times 1.2), less accurate (AUC lower by 0.01),
+                dying (5 % of devices are never heard of again): each rolled out many times from 1 % on, until the gate
+                stops it
   harmless      the same with nothing wrong, and with one device in a thousand that forges reports
 """
 
@@ -51,18 +52,31 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", type=int, default=300, help="releases of each kind (default: 300)")
     parser.add_argument("--days", type=float, default=14.0, help="of the coverage")
     parser.add_argument("--jobs", type=int, default=2, help="processes for the releases")
+    parser.add_argument("--part", choices=("both", "coverage", "releases"), default="both")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--plot", type=Path, metavar="OUT", help="the coverage as an SVG picture")
+    parser.add_argument(
+        "--plot", type=Path, metavar="OUT.svg", help="the coverage; and OUT-releases.svg, how far they came"
+    )
     parser.add_argument("--work", type=Path, metavar="DIR", help="keep the prepared server here, and find it again")
 
 
 def run(args: argparse.Namespace) -> int:
     started = result.now()
-    devices, runs = args.devices, 10 if args.quick else args.runs
-    days = min(args.days, 4.0) if args.quick else args.days
-    costs = measured_costs(args.work)
     rng = np.random.default_rng(args.seed)
-    fleet = simulation.fleet(devices, f"salt-{args.seed}", rng)
+    fleet = simulation.fleet(args.devices, f"salt-{args.seed}", rng)
+    rows, more = _coverage(args, fleet, rng) if args.part != "releases" else ([], {})
+    if args.part != "coverage":
+        more |= _releases(args, fleet)
+    result.write(args.json, "bench fleet", started, rows, devices=args.devices, **more)
+    return 0
+
+
+def _coverage(
+    args: argparse.Namespace, fleet: simulation.Fleet, rng: np.random.Generator
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows, and the same by strategy."""
+    devices, days = args.devices, min(args.days, 4.0) if args.quick else args.days
+    costs = measured_costs(args.work)
     _say(f"coverage of {devices:,} devices over {days:g} days")
     covered = simulation.coverage(fleet, costs, days, 600.0, rng, _percent())
     print(
@@ -71,6 +85,13 @@ def run(args: argparse.Namespace) -> int:
     print(f"on another request, {costs.poll} where it is one, a pull {costs.pull}")
     rows: list[dict[str, Any]] = [{"strategy": name} | told for name, told in covered.items()]
     print(result.table(rows, _COLUMNS))
+    if args.plot:
+        plot.write(args.plot, curves({row["strategy"]: row["curve"] for row in rows}, days))
+    return rows, {"coverage": covered}
+
+
+def _releases(args: argparse.Namespace, fleet: simulation.Fleet) -> dict[str, Any]:
+    runs = 10 if args.quick else args.runs
     released: dict[str, dict[str, Any]] = {}
     for name, kind in {**simulation.KINDS, **simulation.HARMLESS}.items():
         _say(f"{runs} releases that are {name}")
@@ -83,11 +104,9 @@ def run(args: argparse.Namespace) -> int:
     print(result.table([{"release": name} | _shown(told) for name, told in released.items()], _RELEASES))
     bad = {name: released[name] for name in simulation.KINDS}
     harmless, forged = (released[name] for name in simulation.HARMLESS)
-    more = {"coverage": covered, "bad_releases": bad, "harmless": harmless, "harmless_with_forgers": forged}
-    result.write(args.json, "bench fleet", started, rows, devices=devices, **more)
     if args.plot:
-        plot.write(args.plot, curves({row["strategy"]: row["curve"] for row in rows}, days))
-    return 0
+        plot.write(args.plot.with_stem(f"{args.plot.stem}-releases"), reached(bad))
+    return {"bad_releases": bad, "harmless": harmless, "harmless_with_forgers": forged}
 
 
 def measured_costs(work: Path | None) -> simulation.Costs:
@@ -140,6 +159,15 @@ def curves(shares: Mapping[str, Sequence[float]], days: float) -> Markup:
         body.append(f'<polyline points="{dots}" class="e{number}" style="fill:none"/>')
         body.append(text(180 * number + 60, 340, name, f"p{number * 5 % 8}"))
     return picture(720, 350, "Share of the devices that have the release", ", ".join(shares), body)
+
+
+def reached(bad: Mapping[str, Mapping[str, Any]]) -> Markup:
+    """How much of the fleet a bad release had reached when it was stopped, in 95 % of its runs and in the worst."""
+    shares = {}
+    for name, told in bad.items():
+        shares[f"{name}, 95 % of runs"] = told["reached_share_p95"]
+        shares[f"{name}, at most"] = told["reached_share_most"]
+    return plot.bars("Share of the fleet that a bad release reached", shares, ".2%")
 
 
 def _percent() -> Callable[[float], None]:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from cloud.rollout import LADDER, Evidence, Facts, Gate, Reports, Rollout, Rule, decide, judge, summed
-from cloud.rollout.buckets import places
+from cloud.rollout import LADDER, Evidence, Facts, Gate, Reports, Rollout, Rule, Watched, decide, judge, summed
+from cloud.rollout.buckets import places, reference_until
 from device_runtime.samples import Bool, Float32, Float64
 
 Index = npt.NDArray[np.int8]
@@ -32,8 +32,8 @@ _NETWORKS = (0.6, 0.3, 0.1)
 
 @dataclass(frozen=True)
 class Fleet:
-    """A row a device. rate: sessions a day, on average. zone, network, app: indices into the shifts of
-    the day, the success of downloads and the app versions. place: of the release under test."""
+    """A row a device, ascending by place. rate: sessions a day, on average. zone, network, app: indices into the shifts
+    of the day, the success of downloads and the app versions. place: of the release under test."""
 
     rate: Float32
     zone: Index
@@ -44,7 +44,7 @@ class Fleet:
     def __len__(self) -> int:
         return len(self.rate)
 
-    def take(self, which: Bool) -> Fleet:
+    def take(self, which: slice | npt.NDArray[np.int64]) -> Fleet:
         return Fleet(self.rate[which], self.zone[which], self.network[which], self.app[which], self.place[which])
 
     def online(self, at: float, step_s: float, rng: np.random.Generator) -> Bool:
@@ -61,13 +61,14 @@ def fleet(devices: int, salt: str, rng: np.random.Generator) -> Fleet:
     """A tenth of the devices is hardly ever used; the rest has two sessions a day in the median, few have many."""
     rate = np.exp(rng.normal(math.log(2), 0.9, devices))
     rate[rng.random(devices) < 0.1] = 1 / 20
-    return Fleet(
+    made = Fleet(
         rate=rate.astype(np.float32),
         zone=rng.integers(len(_ZONES), size=devices, dtype=np.int8),
         network=rng.choice(3, devices, p=_NETWORKS).astype(np.int8),
         app=rng.choice(len(_APPS), devices, p=_APP_SHARES).astype(np.int8),
         place=places((f"device-{number}" for number in range(devices)), salt),
     )
+    return made.take(np.argsort(made.place))
 
 
 # -- coverage -------------------------------------------------------------------------------------------------------
@@ -187,11 +188,13 @@ def _supported(fleet: Fleet) -> Bool:
 @dataclass(frozen=True)
 class Kind:
     """What a release does to the devices that have it. failing: share of rounds that fail. slower: factor on CPU.
-    quality: of AUC on average. forging: share of devices whose reports are made up to look as bad as can be."""
+    quality: of AUC on average. dying: share of devices that are never heard of again once they have it. forging: share
+    of devices whose reports are made up to look as bad as can be."""
 
     failing: float = 0.01
     slower: float = 1.0
     quality: float = 0.0
+    dying: float = 0.0
     forging: float = 0.0
 
 
@@ -199,11 +202,17 @@ KINDS = {
     "crashing": Kind(failing=0.05),
     "slower": Kind(slower=1.2),
     "less accurate": Kind(quality=-0.01),
+    "dying": Kind(dying=0.05),
 }
 HARMLESS = {"harmless": Kind(), "harmless, 0.1 % of devices forge": Kind(forging=0.001)}
 _USUAL = Kind()
 _CPU_S, _CPU_SPREAD, _QUALITY_SPREAD = 0.4, 0.4, 0.1
-_BOUNDS = {"cpu_s": _CPU_S * math.exp(1.645 * _CPU_SPREAD)}
+_PEAK_MIB, _BYTES, _LITTLE_SPREAD = 90.0, 3000.0, 0.1
+_BOUNDS = {
+    "cpu_s": _CPU_S * math.exp(1.645 * _CPU_SPREAD),
+    "peak_mib": _PEAK_MIB * math.exp(1.645 * _LITTLE_SPREAD),
+    "bytes": _BYTES * math.exp(1.645 * _LITTLE_SPREAD),
+}
 """The 95 % quantile of a log-normal: 1.645 standard deviations above the median."""
 
 
@@ -220,17 +229,19 @@ class Ran:
 
 
 def release(fleet: Fleet, kind: Kind, gate: Gate, rng: np.random.Generator, most_days: float = 30.0) -> Ran:
-    """Roll a release out hour by hour, by the real ladder and gate, until it is stopped, is complete, or time is up."""
+    """Roll a release out by the real ladder and gate, which is asked every hour at 1 % and every three hours above,
+    until it is stopped, is complete, or time is up."""
     rollout = Rollout(name="next", bundle=2, previous=1, salt="fleet")
     # simulation and named devices come before: what is simulated here is what a fleet can show
     for _ in range(2):
         rollout = rollout.acted("promote", at=0.0, who="operator", why="the rungs before the fleet were passed")
-    taken = _Taken.on(fleet, rollout.standing.share, kind)
-    at, step = 0.0, HOUR
+    taken = _Taken(fleet, rollout.standing.share, kind)
+    at = 0.0
     while rollout.state == "running" and at < most_days * DAY:
-        taken.hour(at, step, rng)
+        step = HOUR if rollout.standing.share < 0.05 else 3 * HOUR
+        taken.sessions(at, step, gate, rng)
         at += step
-        evidence = taken.evidence()
+        evidence = taken.evidence(at, gate)
         found = judge(evidence, rollout.standing, gate, stood_s=at - rollout.since)
         if found.verdict == "wait":
             continue
@@ -246,65 +257,124 @@ def release(fleet: Fleet, kind: Kind, gate: Gate, rng: np.random.Generator, most
     return Ran(state, rollout.standing.name, reached, at / DAY, last.why)
 
 
+class _Group:
+    """Devices of a group at a rung, a row each: those of the fleet from start to stop. has: the bundle of its group.
+    said: it has reported as one of it. rated: its quality is counted. since: its first session in its group, endless
+    before; met: in that order. heard: it had another one within the window. dead: it has none any more."""
+
+    def __init__(self, fleet: Fleet, start: int, stop: int, kind: Kind, has: bool) -> None:
+        n = stop - start
+        self.start, self.stop = start, stop
+        self.fleet, self.kind = fleet.take(slice(start, stop)), kind
+        self.has, self.dead = np.full(n, has), np.zeros(n, bool)
+        self.said, self.rated, self.heard = np.zeros(n, bool), np.zeros(n, bool), np.zeros(n, bool)
+        self.since = np.full(n, np.inf)
+        self.met: list[npt.NDArray[np.int64]] = []
+        self.reports: list[Reports] = []
+
+    def keep(self, before: _Group, *names: str) -> None:
+        """What is known of those that were in another group."""
+        start, stop = max(self.start, before.start), min(self.stop, before.stop)
+        for name in names if start < stop else ():
+            theirs = getattr(before, name)[start - before.start : stop - before.start]
+            getattr(self, name)[start - self.start : stop - self.start] = theirs
+
+    def session(self, at: float, step: float, gate: Gate, rng: np.random.Generator) -> None:
+        """A while in which some are online: those that have their bundle report, others install it."""
+        online = np.flatnonzero(self.fleet.online(at, step, rng) & ~self.dead)
+        waited = at - self.since[online]
+        self.heard[online[(waited >= gate.silence_from_s) & (waited < gate.silence_s)]] = True
+        first = online[waited < 0]
+        self.since[first] = at
+        self.met.append(first)
+        has = self.has[online]
+        speaks = online[has & ~self.said[online]]
+        self.said[speaks] = True
+        told = _reports(len(speaks), self.kind, rng)
+        told.quality[self.rated[speaks]] = np.nan
+        self.rated[speaks] = True
+        self.reports.append(told)
+        lacks = online[~has]
+        installs = lacks[rng.random(len(lacks), np.float32) < _WORKS[self.fleet.network[lacks]]]
+        self.has[installs] = True
+        if self.kind.dying:
+            self.dead[installs[rng.random(len(installs)) < self.kind.dying]] = True
+
+    def joined(self) -> Reports:
+        if len(self.reports) > 1:  # once: a step's reports are few beside all of them
+            parts = self.reports
+            self.reports = [
+                Reports(
+                    np.concatenate([part.failed for part in parts]),
+                    np.concatenate([part.quality for part in parts]),
+                    {name: np.concatenate([part.costs[name] for part in parts]) for name in _BOUNDS},
+                )
+            ]
+        return self.reports[0]
+
+    def watched(self, at: float, gate: Gate) -> Watched:
+        self.met = [np.concatenate(self.met)]
+        over = np.searchsorted(self.since[self.met[0]], at - gate.silence_s, side="right")
+        return Watched(~self.heard[self.met[0][:over]])
+
+
 class _Taken:
-    """The devices of both groups at a rung. Each of the treatment installs in a session, and reports in a later one;
-    one of the control reports when it is next online."""
+    """The groups at a rung. Each device of the treatment installs in a session, and reports in a later one; others
+    report when they are next online, and one that was of the reference once more when it has become the control's."""
 
-    def __init__(self, treated: Fleet, control: Fleet, kind: Kind) -> None:
-        self.groups = (treated, control)
-        self.kinds = (kind, _USUAL)
-        self.has = (np.zeros(len(treated), bool), np.ones(len(control), bool))
-        self.said = (np.zeros(len(treated), bool), np.zeros(len(control), bool))
-        self.reports: tuple[list[Reports], list[Reports]] = ([], [])
-
-    @classmethod
-    def on(cls, fleet: Fleet, share: float, kind: Kind) -> _Taken:
-        return cls(fleet.take(fleet.place < share), fleet.take(fleet.place >= 1 - share), kind)
+    def __init__(self, fleet: Fleet, share: float, kind: Kind) -> None:
+        borders = (share, 1 - reference_until(share), 1 - share)
+        treated, wide, control = (int(at) for at in np.searchsorted(fleet.place, borders))
+        self.treatment = _Group(fleet, 0, treated, kind, has=False)
+        self.control = _Group(fleet, control, len(fleet), _USUAL, has=True)
+        self.reference = _Group(fleet, wide, control, _USUAL, has=True)
 
     def grown(self, fleet: Fleet, share: float, kind: Kind) -> _Taken:
         """At a higher rung: who was in a group stays in it, with what it has and has said."""
-        more = _Taken.on(fleet, share, kind)
-        for index, (now, before) in enumerate(zip(more.groups, self.groups, strict=True)):
-            # both were cut from the same fleet, so they are in the same order
-            old = np.isin(now.place, before.place)
-            more.has[index][old] = self.has[index]
-            more.said[index][old] = self.said[index]
-        more.reports = self.reports
+        more = _Taken(fleet, share, kind)
+        for now, before in zip(more.groups, self.groups, strict=True):
+            now.keep(before, "has", "said", "rated", "since", "heard", "dead")
+            now.reports = before.reports
+            was = np.flatnonzero(np.isfinite(now.since))
+            now.met = [was[np.argsort(now.since[was], kind="stable")]]
+        more.control.keep(self.reference, "rated")
         return more
 
-    def hour(self, at: float, step: float, rng: np.random.Generator) -> None:
-        for index, (group, kind, has, said) in enumerate(
-            zip(self.groups, self.kinds, self.has, self.said, strict=True)
-        ):
-            online = group.online(at, step, rng)
-            speaks = online & has & ~said
-            said |= speaks
-            self.reports[index].append(_reports(int(speaks.sum()), kind, rng))
-            has |= online & (rng.random(len(group), np.float32) < _WORKS[group.network])
+    @property
+    def groups(self) -> tuple[_Group, _Group, _Group]:
+        return self.treatment, self.control, self.reference
 
-    def evidence(self) -> Evidence:
-        joined = [
-            Reports(
-                np.concatenate([part.failed for part in parts]),
-                np.concatenate([part.quality for part in parts]),
-                {name: np.concatenate([part.costs[name] for part in parts]) for name in _BOUNDS},
-            )
-            for parts in self.reports
-        ]
-        return summed(joined[0], joined[1], _BOUNDS)
+    def sessions(self, at: float, step: float, gate: Gate, rng: np.random.Generator) -> None:
+        for group in self.groups:
+            group.session(at, step, gate, rng)
+
+    def evidence(self, at: float, gate: Gate) -> Evidence:
+        return summed(
+            self.treatment.joined(),
+            self.control.joined(),
+            _BOUNDS,
+            reference=self.reference.joined().quality,
+            watched=(self.treatment.watched(at, gate), self.control.watched(at, gate)),
+        )
 
     def installed(self) -> int:
-        return int(self.has[0].sum())
+        return int(self.treatment.has.sum())
 
 
 def _reports(n: int, kind: Kind, rng: np.random.Generator) -> Reports:
     quality = rng.normal(kind.quality, _QUALITY_SPREAD, n)
     quality[rng.random(n) < 0.2] = np.nan  # one class only among the rows held out
-    cpu = _CPU_S * kind.slower * np.exp(rng.normal(0, _CPU_SPREAD, n))
+    costs = {
+        "cpu_s": _CPU_S * kind.slower * np.exp(rng.normal(0, _CPU_SPREAD, n)),
+        "peak_mib": _PEAK_MIB * np.exp(rng.normal(0, _LITTLE_SPREAD, n)),
+        "bytes": _BYTES * np.exp(rng.normal(0, _LITTLE_SPREAD, n)),
+    }
     failed = rng.random(n) < kind.failing
     forged = rng.random(n) < kind.forging
-    quality[forged], cpu[forged], failed[forged] = -1.0, 1e12, True
-    return Reports(failed, quality, {"cpu_s": cpu})
+    quality[forged], failed[forged] = -1.0, True
+    for amounts in costs.values():
+        amounts[forged] = 1e12
+    return Reports(failed, quality, costs)
 
 
 def summary(runs: list[Ran]) -> dict[str, float]:

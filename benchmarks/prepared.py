@@ -19,14 +19,13 @@ from cloud.datasets import Dataset, example, write_history
 from cloud.demo.processes import server
 from cloud.home import ServerHome, ingest, publish
 from cloud.training import train
-from device_runtime.bundle import RoundSettings, open_manifest, pack_file, write_atomically
+from device_runtime.bundle import BlobStore, RoundSettings, open_manifest, write_atomically
 from device_runtime.engines import Engine, open_engine
 from device_runtime.errors import EngineUnavailable, InputError
-from device_runtime.identity import Signer, key_id
-from device_runtime.messages import BundleRef, to_json
+from device_runtime.identity import Signer
 from device_runtime.stream import Events
 from export.checkpoint import TrainSettings
-from export.package import Source, build, read_ref
+from export.package import Source, build, read_ref, restate
 
 HISTORY = 50
 _TRAINED_EVENTS = 6_000
@@ -129,17 +128,12 @@ def _release(made: Prepared, candidates: int) -> None:
     ref = read_ref(bundle)
     manifest = open_manifest(ref, (bundle / "blobs" / ref.manifest).read_bytes(), signer.public)
     settings = msgspec.structs.replace(manifest.settings, candidates=candidates)
-    manifest = msgspec.structs.replace(manifest, version=ref.version + 1, settings=settings)
-    plain = to_json(manifest)
-    file, stored = pack_file(plain)
-    write_atomically(bundle / "blobs" / file.sha256, stored)
-    announced = BundleRef(
-        version=manifest.version,
-        manifest=file.sha256,
-        size=file.size,
-        key=key_id(signer.public),
-        signature=signer.sign(plain),
+    (bundle / "bundle.json").unlink()
+    restate(
+        msgspec.structs.replace(manifest, version=ref.version + 1, settings=settings),
+        BlobStore(bundle / "blobs"),
+        bundle,
+        signer,
     )
-    write_atomically(bundle / "bundle.json", to_json(announced))
     with ServerHome(made.home) as home:
         publish(home, bundle)

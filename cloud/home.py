@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import hmac
+import logging
 import os
 import secrets
 import tempfile
@@ -28,12 +29,13 @@ import zstandard
 from cloud.blobs import shared_blobs
 from cloud.catalog import Catalog
 from cloud.datasets import Dataset
+from cloud.deltas import RECENT, make_deltas
 from cloud.encoding import Encoder
 from cloud.pool import Part, Pool, Tokens
 from cloud.releases import check_listed
 from cloud.settings import load_settings
 from device_runtime.bundle import FileRef, Manifest, open_manifest, parse_manifest, unpack_file
-from device_runtime.errors import InputError, StoreError, TrustError
+from device_runtime.errors import InputError, StoreError, TrustError, WireError
 from device_runtime.identity import Signer, check_public_key
 from device_runtime.messages import BundleRef
 from device_runtime.stream import samples
@@ -41,6 +43,7 @@ from device_runtime.trust import TrustedSet, check_listing, role_of
 
 SEGMENT = 250_000
 """Samples in a segment of the pool, at most."""
+log = logging.getLogger("coda.home")
 _SALT_BYTES = 32
 
 
@@ -138,7 +141,8 @@ def publish(home: ServerHome, bundle: Path, staged: bool = False) -> Manifest:
             f"the bundle names another server's answer key; export it again with "
             f"--answer-key $(coda release keys --home {home.path})"
         )
-    newest = max((release.ref.version for release in home.catalog.releases()), default=0)
+    before = sorted((release.ref for release in home.catalog.releases()), key=lambda ref: ref.version)
+    newest = before[-1].version if before else 0
     if ref.version <= newest:
         raise InputError(
             f"the bundle has version {ref.version}, but {newest} is out already; "
@@ -150,13 +154,20 @@ def publish(home: ServerHome, bundle: Path, staged: bool = False) -> Manifest:
             data = (bundle / "blobs" / file.sha256).read_bytes()
         except OSError:
             raise TrustError(f"{bundle} lacks the blob {file.sha256[:12]}… that its manifest names") from None
-        unpack_file(file, data)
+        raw = unpack_file(file, data)
+        if file.raw_sha256 and hashlib.sha256(raw).hexdigest() != file.raw_sha256:
+            raise TrustError(f"the manifest states another hash of the file in blob {file.sha256[:12]}… than it has")
         blobs[file.sha256] = data
     for sha256, data in blobs.items():
         if not _holds(home.blobs.path(sha256), data):
             home.blobs.write(sha256, data)
     if not staged:
         check_listed(home.catalog, ref)
+    for other in before[-RECENT:]:
+        try:
+            make_deltas(manifest, home.release(other.version)[1], home.blobs)
+        except (StoreError, TrustError, WireError) as error:
+            log.warning("devices with bundle %d will fetch whole files: %s", other.version, error)
     home.catalog.release(manifest.name, ref, time.time(), staged)
     home.catalog.rollouts.retire(ended)
     return manifest

@@ -46,6 +46,7 @@ _BOUND_REPORTS = 5000
 """Of the previous bundle, the newest: enough for a 95 % quantile."""
 _FRESH_S = 1.0
 _WHY = 2000
+_MET = 20_000
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Releases:
         self._known: tuple[float, Policy] | None = None
         self._documents: dict[str, tuple[int, bytes]] = {}
         self._has_cohorts = False
+        self._watched: set[tuple[str, str]] = set()
 
     # -- devices ------------------------------------------------------------------------------------------------
 
@@ -134,6 +136,23 @@ class Releases:
     def decide(self, device: Device, bundle: int) -> Decision:
         """Which bundle a device should run that runs `bundle`."""
         return self.policy().decide(self.facts(device, bundle))
+
+    def meet(self, facts: Facts) -> Decision:
+        """What a device that makes a signed request should run. The first such request in a group of a release begins
+        to be watched for another one."""
+        policy = self.policy()
+        decision = policy.decide(facts)
+        course = policy.courses.get(decision.release)
+        if course is None or not course.live or not course.begun or not course.gate.silence_s:
+            return decision
+        if decision.group in ("treatment", "control"):
+            met = (course.name, facts.device)
+            if met not in self._watched:  # by this process, of late: to begin again changes nothing
+                if len(self._watched) >= _MET:
+                    self._watched.clear()
+                self._watched.add(met)
+                self._log.watch(course.name, facts.device, decision.group, self._clock())
+        return decision
 
     def explain(self, name: str, bundle: int = 0) -> Explained:
         """As `decide`, with what it follows from. Raises: InputError: no such device."""
@@ -285,7 +304,9 @@ class Releases:
 
     def judged(self, course: Course) -> Judgement:
         """What the gate finds at this moment."""
-        evidence = summed(*self._log.evidence(course.name), course.bounds)
+        treatment, control, reference = self._log.evidence(course.name)
+        watched = self._log.watched(course.name, self._clock(), course.gate) if course.gate.silence_s else None
+        evidence = summed(treatment, control, course.bounds, reference=reference.quality, watched=watched)
         stood_s = self._clock() - course.rollout.since
         return Judgement(
             finding=judge(evidence, course.rollout.standing, course.gate, stood_s=stood_s), evidence=evidence

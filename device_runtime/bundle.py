@@ -30,13 +30,22 @@ MAX_FILE = 256 << 20
 """Bytes of one file after decompression, at most."""
 
 
-class FileRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A blob. sha256 and size are of its stored form; raw_size of the file itself."""
+class FileRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A blob. sha256 and size are of its stored form; raw_size of the file itself.
+
+    raw_sha256: of the file itself, where it may be made on the device of another one (`delta`); "" where it may not.
+    """
 
     sha256: str
     size: int
     raw_size: int
     codec: Literal["zstd", "none"]
+    raw_sha256: str = ""
+
+    @property
+    def plain(self) -> FileRef | None:
+        """The file itself as a blob, which is what a device keeps of one that it has made; None without its hash."""
+        return FileRef(self.raw_sha256, self.raw_size, self.raw_size, "none") if self.raw_sha256 else None
 
 
 class Parity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -228,12 +237,13 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     metrics: dict[str, float] = {}
 
 
-def pack_file(data: bytes) -> tuple[FileRef, bytes]:
-    """The reference and the stored form of a file."""
+def pack_file(data: bytes, changes: bool = False) -> tuple[FileRef, bytes]:
+    """The reference and the stored form of a file. changes: it is one that may be made of another one by a delta."""
     squeezed = zstandard.ZstdCompressor(level=19, write_content_size=True).compress(data)
     codec: Literal["zstd", "none"] = "zstd" if len(squeezed) < len(data) else "none"
     stored = squeezed if codec == "zstd" else data
-    return FileRef(hashlib.sha256(stored).hexdigest(), len(stored), len(data), codec), stored
+    raw = hashlib.sha256(data).hexdigest() if changes else ""
+    return FileRef(hashlib.sha256(stored).hexdigest(), len(stored), len(data), codec, raw), stored
 
 
 def unpack_file(ref: FileRef, stored: bytes) -> bytes:
@@ -318,7 +328,8 @@ def read_tensors(data: bytes, what: str) -> dict[str, npt.NDArray[np.generic]]:
 
 
 class BlobStore:
-    """Blobs in a folder, by sha256. Written under a temporary name and renamed, so a blob that exists is whole."""
+    """Blobs in a folder, by sha256. Written under a temporary name and renamed, so a blob that exists is whole. A file
+    may be there as its blob, or in plain where a device has made it of another one."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -327,11 +338,16 @@ class BlobStore:
         return self.folder / sha256
 
     def has(self, ref: FileRef) -> bool:
+        return self._has(ref) or (ref.plain is not None and self._has(ref.plain))
+
+    def _has(self, ref: FileRef) -> bool:
         path = self.path(ref.sha256)
         return path.exists() and path.stat().st_size == ref.size
 
     def read(self, ref: FileRef) -> bytes:
         """The file itself, verified. Raises: TrustError, StoreError."""
+        if ref.plain is not None and not self._has(ref) and self._has(ref.plain):
+            ref = ref.plain
         try:
             stored = self.path(ref.sha256).read_bytes()
         except OSError as error:

@@ -1,7 +1,7 @@
 """Federated evaluation, the device's side: try configurations on one's own held-out samples, and tell only how it went.
 
-Nothing of it serves. What leaves the device is, for each configuration, an AUC and a log loss on the samples that the
-judge sees, and how many those are.
+Nothing of it serves. What leaves the device is, for each configuration, an AUC and a log loss on the samples that are
+held out, and how many those are.
 """
 
 from __future__ import annotations
@@ -63,6 +63,12 @@ def settings_of(base: RoundSettings, changes: dict[str, float]) -> RoundSettings
     return msgspec.structs.replace(base, **plain)
 
 
+def before_the_judged(local: Local, settings: RoundSettings) -> Local:
+    """The samples that the judge does not see, the newest of them held out in the same share."""
+    train, held_out = personalize.split(len(local.train), settings.holdout)
+    return Local(local.train.take(train), local.train.take(held_out), local.times[train], local.unknown)
+
+
 def evaluate(model: Model, task: Task, material: Material, seed: list[int]) -> Metrics:
     """Tune from the bundle's weights by each configuration, and compare on the held-out samples.
 
@@ -77,6 +83,9 @@ def evaluate(model: Model, task: Task, material: Material, seed: list[int]) -> M
         )
     made = {name: settings_of(model.manifest.settings, changes) for name, changes in task.configurations.items()}
     held, found = material.local.held_out, {}
+    if not len(held):
+        untold = {name: Outcome() for name in made}
+        return Metrics(task=task.name, samples=0, outcomes=untold, period=task.period)
     for name, settings in made.items():
         try:
             tuned = personalize.tune(
@@ -88,4 +97,4 @@ def evaluate(model: Model, task: Task, material: Material, seed: list[int]) -> M
             continue
         logits = model.logits(held, personal_table(material.table, tuned), tuned)
         found[name] = Outcome(auc=auc(held.labels, logits), log_loss=round(log_loss(held.labels, logits), 6))
-    return Metrics(task=task.name, samples=len(held), outcomes=found)
+    return Metrics(task=task.name, samples=len(held), outcomes=found, period=task.period)

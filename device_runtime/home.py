@@ -303,7 +303,7 @@ class DeviceHome:
         files = [manifest.weights, manifest.classifier]
         files += [made.file for graph in manifest.graphs.values() for made in graph.files.values()]
         files += [shard for table in manifest.tables.values() for shard in table.shards]
-        keep = {ref.manifest, *(file.sha256 for file in files)}
+        keep = {ref.manifest, *(name for file in files for name in (file.sha256, file.raw_sha256) if name)}
         gone = 0
         for folder in (self.blobs.folder, self.blobs.folder / "unpacked"):
             for path in folder.iterdir() if folder.is_dir() else ():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -160,10 +160,13 @@ class RoundReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
-    """A federated evaluation for a device. configurations: name -> field of the round's settings -> value."""
+    """A federated evaluation for a device. configurations: name -> field of the round's settings -> value. period: on
+    which of its samples: those that the judge sees, or the newest of those before (settings that are chosen by the
+    judge's own rows would please the judge)."""
 
     name: str
     configurations: dict[str, dict[str, float]]
+    period: Literal["judged", "validation"] = "judged"
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -175,11 +178,13 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Metrics(msgspec.Struct, frozen=True, kw_only=True):
-    """What comes back of a federated evaluation: figures alone. samples: that the device held out."""
+    """What comes back of a federated evaluation: figures alone. samples: that the device held out. period: as asked
+    for; a device that knows of no other tells of those that the judge sees."""
 
     task: str
     samples: int
     outcomes: dict[str, Outcome]
+    period: Literal["judged", "validation"] = "judged"
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
-from device_runtime.bundle import FileRef, files_of
+from device_runtime.bundle import FileRef, Manifest, files_of
+from device_runtime.delta import apply_delta
 from device_runtime.engines import Engine
 from device_runtime.engines.selftest import self_test, trial
-from device_runtime.errors import TrustError, WireError
+from device_runtime.errors import InputError, Refused, StoreError, TrustError, WireError
 from device_runtime.home import DeviceHome
 from device_runtime.identity import answer_text, verify
 from device_runtime.messages import Announcement, BundleRef, from_json, profile_digest, to_json
 from device_runtime.meter import Meter
 from device_runtime.model import VOCABULARY, Model
+from device_runtime.partial import PartialBlob
 from device_runtime.transport import Answer, Transport
 from device_runtime.trust import MAX_ROOTS, TrustedSet
+
+log = logging.getLogger("coda.device")
 
 
 def pull(
@@ -35,11 +42,12 @@ def pull(
         ref = found.ref
         transport.fetch_blob(FileRef(ref.manifest, ref.size, ref.size, "none"), home.blobs, "manifest")
         manifest = home.manifest(ref, found.trusted)
+        files = Files(home, transport, _held(home))
         for name, blob in files_of(manifest, engine.format).items():
-            transport.fetch_blob(blob, home.blobs, "graphs" if name.startswith("graph") else "weights")
+            files.fetch(blob, "graphs" if name.startswith("graph") else "weights", lambda held: held.weights)
         model = Model.open(manifest, engine, home.blobs)
         for number in model.shards_for(home.store.items()):
-            transport.fetch_blob(manifest.tables[VOCABULARY].shards[number], home.blobs, "item rows")
+            files.fetch(manifest.tables[VOCABULARY].shards[number], "item rows", partial(_shard, number))
     what = f"{ref.manifest}/{engine.name}/{engine.version}"
     if not home.store.passed(what):
         with meter.phase("self-test"):
@@ -48,6 +56,62 @@ def pull(
     home.store.use_bundle(ref, found.etag, found.trusted)
     transport.bundle, transport.stale = ref.version, ""
     return model, ref
+
+
+class Files:
+    """Brings files of a bundle onto the device: as what differs from those of the bundle that it holds, where the
+    server has that; else whole. before: of the bundle that it holds."""
+
+    def __init__(self, home: DeviceHome, transport: Transport, before: Manifest | None) -> None:
+        self._home, self._transport, self._before = home, transport, before
+
+    def fetch(self, ref: FileRef, label: str, counterpart: Callable[[Manifest], FileRef | None]) -> None:
+        """See to it that the device holds a file. counterpart: that in the bundle before.
+
+        Raises:
+            As `Transport.fetch_blob`.
+        """
+        blobs = self._home.blobs
+        if self._before is not None and ref.plain is not None and not blobs.has(ref):
+            base = counterpart(self._before)
+            # a transfer of the whole file that was cut off goes on
+            begun = PartialBlob(ref, blobs).size() > 0
+            if base is not None and blobs.has(base) and not begun and self._made(ref, ref.plain, base):
+                return
+        self._transport.fetch_blob(ref, blobs, label)
+
+    def _made(self, ref: FileRef, plain: FileRef, base: FileRef) -> bool:
+        """Whether the file could be made of another one."""
+        path = f"/v1/deltas/{base.sha256}/{ref.sha256}"
+        try:
+            answer = self._transport.request("GET", path, label="deltas", accept_status=(200, 404), signed=False)
+            if answer.status == 404:  # nor has it any from the rest of that bundle
+                self._before = None
+            if answer.status == 404 or not answer.body:  # nothing: the whole file is shorter
+                return False
+            made = apply_delta(self._home.blobs.read(base), answer.body, ref.raw_size)
+            if hashlib.sha256(made).hexdigest() != plain.sha256:
+                raise WireError("it makes another file than the manifest has")
+        except (Refused, WireError, TrustError) as error:
+            log.warning("%s cannot be used: %s; the whole file is fetched instead", path, error)
+            return False
+        self._home.blobs.write(plain.sha256, made)
+        return True
+
+
+def _held(home: DeviceHome) -> Manifest | None:
+    """Of the bundle that serves, if it can be read: what is damaged is not built upon."""
+    try:
+        return home.manifest()
+    except (InputError, StoreError, TrustError, WireError) as error:
+        if home.store.bundle() is not None:
+            log.warning("the bundle that serves cannot be built upon: %s; files are fetched whole", error)
+        return None
+
+
+def _shard(number: int, manifest: Manifest) -> FileRef | None:
+    shards = manifest.tables[VOCABULARY].shards
+    return shards[number] if number < len(shards) else None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ weights as one that was not.
 
 from __future__ import annotations
 
-import dataclasses
 import secrets
 import time
 from collections.abc import Callable
@@ -23,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save as save_safetensors
 
-from device_runtime import evaluating, filtering, personalize, query
+from device_runtime import evaluating, personalize, query
+from device_runtime.augmenting import Augmentation, augmentation, chosen
 from device_runtime.bundle import read_tensors
-from device_runtime.candidates import as_own, with_history_of
 from device_runtime.engines import Engine
 from device_runtime.errors import (
     CodaError,
@@ -46,8 +45,9 @@ from device_runtime.meter import Meter
 from device_runtime.metrics import auc
 from device_runtime.model import VOCABULARY, Model, Weights
 from device_runtime.pull import pull
-from device_runtime.samples import Float32, Int32, SampleBatch
+from device_runtime.samples import Float32, Int32
 from device_runtime.sensors import Sensors
+from device_runtime.tables import LocalTable
 from device_runtime.transport import Transport
 from device_runtime.wire import (
     MatchAnswer,
@@ -90,14 +90,6 @@ class RoundResult:
     traffic: dict[str, tuple[int, int]]
     resumed: int = 0
     meter_cost_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """The kept candidates and their weights."""
-
-    kept: SampleBatch
-    weights: Float32
 
 
 class Round:
@@ -298,21 +290,9 @@ class Round:
         answer, model, local = self.answer, self.model, self.local
         if answer is None or not len(answer.candidates):
             return self._tune()
-        settings = model.manifest.settings
         with self.meter.phase("filter"):
-            embeddings = self._tensors("encoded")["embeddings"].astype(np.float32)[: len(local.train)]
             table = model.table(self._ids(), model.base, self.rows)
-            candidates = as_own(answer.candidates, local.everything, local.train, model, table, settings)
-            start = model.manifest.filter_from
-            found = filtering.filter_candidates(
-                model.graph("classifier_score"),
-                model.graph("classifier_step"),
-                model.classifier,
-                filtering.classifier_inputs(embeddings, local.train.labels, start),
-                filtering.classifier_inputs(model.encode(candidates, table), candidates.labels, start),
-                settings,
-                self._rng(),
-            )
+            candidates, found = chosen(model, answer.candidates, local, self._embeddings(local), table, self._rng())
             kept = candidates.take(found.kept)
             dropped = np.delete(found.scores, found.kept)
             self.progress.view = FilterView(
@@ -332,11 +312,14 @@ class Round:
         if self.answer is None or "filter" not in self.progress.files:
             return None
         found = self._tensors("filter")
-        kept = self.answer.candidates.take(found["kept"].astype(np.int64))
-        if self.model.manifest.settings.matching == "pooled":
-            kept = with_history_of(kept, self.local.everything)
-        kept = dataclasses.replace(kept, labels=found["labels"].astype(np.float32))
-        return Augmentation(kept, found["weights"].astype(np.float32))
+        labels, weights = found["labels"].astype(np.float32), found["weights"].astype(np.float32)
+        kept = found["kept"].astype(np.int64)
+        return augmentation(self.model, self.answer.candidates, self.local, kept, labels, weights)
+
+    def _embeddings(self, local: Local) -> Float32:
+        """Of the samples that are trained on."""
+        held: Float32 = self._tensors("encoded")["embeddings"].astype(np.float32)[: len(local.train)]
+        return held
 
     def _tune(self) -> str:
         model = self.model
@@ -377,7 +360,9 @@ class Round:
         return "activated"
 
     def _conclude(self) -> str:
-        found = self._augmentation() if self.options.evaluate and "evaluation" in self.transport.stale else None
+        if self.options.evaluate and "evaluation" in self.transport.stale:
+            with self.meter.phase("evaluate"):
+                self._evaluate()
         with self.meter.phase("clean"):
             self.home.drop_superseded()
             if (serving := self.home.store.bundle()) is not None:
@@ -386,12 +371,9 @@ class Round:
         if self.options.contribute:
             with self.meter.phase("contribute"):
                 self._contribute()
-        if self.options.evaluate and "evaluation" in self.transport.stale:
-            with self.meter.phase("evaluate"):
-                self._evaluate(found)
         return "done"
 
-    def _evaluate(self, found: Augmentation | None) -> None:
+    def _evaluate(self) -> None:
         """Do the evaluation that the server has for this device. If it fails, the round is none the worse."""
         try:
             answer = self.transport.request(
@@ -401,14 +383,27 @@ class Round:
                 return
             task = from_json(answer.body, Task, "the evaluation")
             table = self.model.table(self._ids(), self.model.base, self.rows)
+            local, found = self.local, self._augmentation()
+            if task.period == "validation":
+                local = evaluating.before_the_judged(local, self.model.manifest.settings)
+                found = self._augmentation_for(local, table) if found else None
             kept, weights = (found.kept, found.weights) if found else (None, None)
             seed = stream_of(self.progress, "filtered")  # as the round itself tuned
-            metrics = evaluating.evaluate(self.model, task, evaluating.Material(self.local, table, kept, weights), seed)
+            metrics = evaluating.evaluate(self.model, task, evaluating.Material(local, table, kept, weights), seed)
             body = to_json(metrics)
             self.transport.request("POST", "/v1/evaluation", body, label="evaluation", accept_status=(204,))
             self.transport.stale = ""
         except (TransportError, WireError, EngineError, InputError):
             return
+
+    def _augmentation_for(self, local: Local, table: LocalTable) -> Augmentation | None:
+        """What the filter would keep for a user of whom less is known: what is held out must not tell it anything."""
+        if self.answer is None:
+            return None
+        rng = np.random.default_rng(stream_of(self.progress, "matched"))
+        candidates = self.answer.candidates
+        _, found = chosen(self.model, candidates, local, self._embeddings(local), table, rng)
+        return augmentation(self.model, candidates, local, found.kept, found.labels, found.weights)
 
     def _contribute(self) -> None:
         """Samples that have been handed over before are not handed over again."""

@@ -17,6 +17,7 @@ from torch import nn
 
 from device_runtime.bundle import (
     FORMAT,
+    BlobStore,
     FileRef,
     Golden,
     GraphEntry,
@@ -135,8 +136,8 @@ def build(
         raise InputError(f"{out} holds a bundle already; a bundle never changes: choose another folder")
     blobs: dict[str, bytes] = {}
 
-    def keep(data: bytes) -> FileRef:
-        ref, stored = pack_file(data)
+    def keep(data: bytes, changes: bool = False) -> FileRef:
+        ref, stored = pack_file(data, changes)
         blobs[ref.sha256] = stored
         return ref
 
@@ -147,7 +148,7 @@ def build(
     rank_weights = loss_of(model, dense | rows, source.rank_weights, source.held_out)
     if source.tastes is not None:
         rows |= narrowed({TASTE: source.tastes}, "int8", rows=True)
-    torch.manual_seed(version)
+    torch.manual_seed(1)  # the same in every version: devices have these weights already
     classifier = SampleClassifier(model.width - model.filter_from)
     trials = {
         "step": (widened(dense), source.settings.rate),
@@ -159,7 +160,7 @@ def build(
     largest = {n: int(t.max(initial=0)) for n, t in rows.items() if held.get(n, t).dtype.kind == "i"}
     graphs = _lower(model, step, classifier, engines, trials, largest, keep, progress)
     progress("packing weights")
-    weights = keep(_tensors(dense | {f"padding:{n}": t[:1] for n, t in rows.items()}))
+    weights = keep(_tensors(dense | {f"padding:{n}": t[:1] for n, t in rows.items()}), changes=True)
     encode = graphs["encode"]
     used = {t.name for t in encode.spec.of("param", "attribute")}
     manifest = Manifest(
@@ -183,20 +184,9 @@ def build(
         positive_at=source.positive_at,
         metrics=dict(source.metrics),
     )
-    plain = to_json(manifest)
-    ref, stored = pack_file(plain)
-    blobs[ref.sha256] = stored
     for sha256, data in blobs.items():
         write_atomically(out / "blobs" / sha256, data)
-    write_atomically(out / "release.pub", signer.public.encode() + b"\n")
-    announced = BundleRef(
-        version=version,
-        manifest=ref.sha256,
-        size=ref.size,
-        key=key_id(signer.public),
-        signature=signer.sign(plain),
-    )
-    write_atomically(out / "bundle.json", to_json(announced))
+    _announce(manifest, out, signer)
     return manifest
 
 
@@ -260,14 +250,14 @@ def _try(
     return msgspec.structs.replace(golden_steps(engine, graph, values, batch, rate), largest=bounds)
 
 
-def _shards(keys: Sequence[str], rows: Mapping[str, Array], keep: Callable[[bytes], FileRef]) -> tuple[FileRef, ...]:
+def _shards(keys: Sequence[str], rows: Mapping[str, Array], keep: Callable[..., FileRef]) -> tuple[FileRef, ...]:
     count = max(1, round((len(keys) - 1) / SHARD_ITEMS))
     of = np.array([-1] + [shard_of(key, count) for key in keys[1:]])
     refs = []
     for number in range(count):
         ids = np.flatnonzero(of == number).astype(np.int32)
         shard = Shard(ids, tuple(keys[int(i)] for i in ids), {n: t[ids] for n, t in rows.items()})
-        refs.append(keep(_tensors(shard.encode())))
+        refs.append(keep(_tensors(shard.encode()), changes=True))
     return tuple(refs)
 
 
@@ -283,6 +273,34 @@ def _digest(tensors: Mapping[str, Array]) -> str:
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(tensors[name]).tobytes())
     return digest.hexdigest()[:16]
+
+
+def restate(manifest: Manifest, blobs: BlobStore, out: Path, signer: Signer) -> BundleRef:
+    """Write and sign a bundle folder of a manifest whose files are at hand: of a bundle that differs in it only.
+
+    Raises:
+        InputError: the folder holds a bundle already. TrustError, StoreError: a file is damaged or missing.
+    """
+    if (out / "bundle.json").exists():
+        raise InputError(f"{out} holds a bundle already; a bundle never changes: choose another folder")
+    graphs = [made.file for graph in manifest.graphs.values() for made in graph.files.values()]
+    shards = [shard for table in manifest.tables.values() for shard in table.shards]
+    for file in (manifest.weights, manifest.classifier, *graphs, *shards):
+        blobs.read(file)
+        write_atomically(out / "blobs" / file.sha256, blobs.path(file.sha256).read_bytes())
+    return _announce(manifest, out, signer)
+
+
+def _announce(manifest: Manifest, out: Path, signer: Signer) -> BundleRef:
+    """The manifest's blob, the public key, and the signed announcement last: a folder that has it is whole."""
+    plain = to_json(manifest)
+    file, stored = pack_file(plain)
+    write_atomically(out / "blobs" / file.sha256, stored)
+    write_atomically(out / "release.pub", signer.public.encode() + b"\n")
+    key, signature = key_id(signer.public), signer.sign(plain)
+    ref = BundleRef(version=manifest.version, manifest=file.sha256, size=file.size, key=key, signature=signature)
+    write_atomically(out / "bundle.json", to_json(ref))
+    return ref
 
 
 def read_ref(folder: Path) -> BundleRef:

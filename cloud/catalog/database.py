@@ -14,7 +14,7 @@ from sqlalchemy.pool import QueuePool
 
 from device_runtime.errors import StoreError
 
-HEAD = "r0004"
+HEAD = "r0005"
 """The revision of `cloud.migrations` that this version's tables are of."""
 _CONNECT_S = 5
 _STATEMENT_MS = 10_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from sqlalchemy import Connection, Row, func, insert, select
@@ -16,11 +16,13 @@ from cloud.rollout.policy import Rule
 from device_runtime.errors import InputError
 from device_runtime.messages import Metrics
 
+Period = Literal["judged", "validation"]
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """rule: whom it means. configurations: as in `messages.Task`. most: devices that answer, at most. created, until:
-    seconds since 1970."""
+    """rule: whom it means. configurations, period: as in `messages.Task`, but of all devices together. most: devices
+    that answer, at most. created, until: seconds since 1970."""
 
     name: str
     rule: Rule
@@ -28,6 +30,7 @@ class Evaluation:
     most: int
     created: float
     until: float
+    period: Period = "judged"
 
 
 class EvaluationLog:
@@ -45,6 +48,7 @@ class EvaluationLog:
             "most": evaluation.most,
             "created": evaluation.created,
             "until": evaluation.until,
+            "period": evaluation.period,
         }
         try:
             with self._begin() as db:
@@ -91,4 +95,4 @@ class EvaluationLog:
 def _evaluation(row: Row[Any]) -> Evaluation:
     rule = msgspec.json.decode(row.rule, type=Rule)
     configurations = msgspec.json.decode(row.configurations, type=dict[str, dict[str, float]])
-    return Evaluation(row.name, rule, configurations, row.most, row.created, row.until)
+    return Evaluation(row.name, rule, configurations, row.most, row.created, row.until, row.period)

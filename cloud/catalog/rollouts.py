@@ -17,9 +17,9 @@ from sqlalchemy import Connection, Row, delete, func, insert, select, text, upda
 from sqlalchemy.dialects import postgresql, sqlite
 
 from cloud.catalog.records import AuditLine
-from cloud.catalog.tables import AUDIT, COHORTS, EVIDENCE, METADATA, PINS, RELEASES, ROLLOUTS
+from cloud.catalog.tables import AUDIT, COHORTS, DEVICES, EVIDENCE, METADATA, PINS, RELEASES, ROLLOUTS, WATCHED
 from cloud.rollout.course import COSTS, Course, Judgement, Policy
-from cloud.rollout.evidence import Reports
+from cloud.rollout.evidence import Reports, Watched
 from cloud.rollout.gates import Gate
 from cloud.rollout.ladder import Rollout, Rung
 from cloud.rollout.policy import Rule
@@ -27,13 +27,15 @@ from device_runtime.errors import InputError
 
 _LOCK = 0x436F4442
 """Any number, the same for every server of a database; not that of migrations."""
+_ARMS = ("treatment", "control", "reference")
+_REFERS = (EVIDENCE.c.arm == "reference") & EVIDENCE.c.counted.is_(True)
 _COLUMNS = {"rule": Rule, "ladder": tuple[Rung, ...], "named": frozenset[str], "gate": Gate, "bounds": dict[str, float]}
 
 
 @dataclass(frozen=True)
 class Voice:
-    """What a report says of a rollout. arm: "treatment" or "control". late: it is only counted. quality: None if not
-    told. costs: some of `course.COSTS`."""
+    """What a report says of a rollout. arm: "treatment", "control" or "reference". late: it is only counted. quality:
+    None if not told. costs: some of `course.COSTS`."""
 
     rollout: str
     device: str
@@ -171,15 +173,36 @@ class RolloutLog:
 
     # -- evidence -----------------------------------------------------------------------------------------------
 
-    def evidence(self, name: str) -> tuple[Reports, Reports]:
-        """(treatment, control): what counts, in the order of its arrival."""
+    def evidence(self, name: str) -> tuple[Reports, Reports, Reports]:
+        """(treatment, control, reference): what counts, in the order of its arrival."""
         columns = select(EVIDENCE.c.failed, EVIDENCE.c.quality, *(EVIDENCE.c[cost] for cost in COSTS))
         order = (EVIDENCE.c.received, EVIDENCE.c.device)
         found = []
         with self._begin() as db:
-            for arm in ("treatment", "control"):
+            for arm in _ARMS:
                 which = (EVIDENCE.c.rollout == name) & (EVIDENCE.c.arm == arm) & EVIDENCE.c.counted.is_(True)
                 found.append(_reports(db.execute(columns.where(which).order_by(*order)).all()))
+        return found[0], found[1], found[2]
+
+    def watch(self, rollout: str, device: str, arm: str, now: float) -> None:
+        """Begin to watch a device of a group; nothing if it is watched already."""
+        with self._begin() as db:
+            row = {"rollout": rollout, "device": device, "arm": arm, "since": now}
+            db.execute(_inserting(db)(WATCHED).values(**row).on_conflict_do_nothing())
+
+    def watched(self, name: str, now: float, gate: Gate) -> tuple[Watched, Watched]:
+        """Of treatment and control: devices whose window is over, and whether they were heard of again. What is found
+        at its end stays, whatever comes later."""
+        heard = select(DEVICES.c.seen).where(DEVICES.c.id == WATCHED.c.device).scalar_subquery()
+        over = (WATCHED.c.rollout == name) & WATCHED.c.silent.is_(None) & (WATCHED.c.since <= now - gate.silence_s)
+        order = (WATCHED.c.since, WATCHED.c.device)
+        found = []
+        with self._begin() as db:
+            db.execute(update(WATCHED).where(over).values(silent=heard < WATCHED.c.since + gate.silence_from_s))
+            for arm in ("treatment", "control"):
+                which = (WATCHED.c.rollout == name) & (WATCHED.c.arm == arm) & WATCHED.c.silent.is_not(None)
+                rows = db.execute(select(WATCHED.c.silent).where(which).order_by(*order)).scalars().all()
+                found.append(Watched(np.array(rows, np.bool_)))
         return found[0], found[1]
 
     def heard(self, name: str) -> dict[str, Heard]:
@@ -189,7 +212,7 @@ class RolloutLog:
         with self._begin() as db:
             rows = db.execute(sums.where(EVIDENCE.c.rollout == name).group_by(EVIDENCE.c.arm)).all()
         found = {arm: Heard(int(c), int(n) - int(c), int(late), int(more)) for arm, n, c, late, more in rows}
-        return {arm: found.get(arm, Heard()) for arm in ("treatment", "control")}
+        return {arm: found.get(arm, Heard()) for arm in _ARMS}
 
     # -- the publisher's documents ------------------------------------------------------------------------------
 
@@ -221,8 +244,9 @@ class RolloutLog:
 
 
 def hear(db: Connection, voice: Voice) -> None:
-    """Let a device speak once about a rollout: its first report in time counts, others are only counted."""
-    made = sqlite.insert if db.dialect.name == "sqlite" else postgresql.insert
+    """Let a device speak once about a rollout: its first report in time counts, others are only counted. One of the
+    reference that has become the control's speaks once more, as that; its quality is counted already."""
+    made = _inserting(db)
     told = {name: voice.costs.get(name) for name in COSTS}
     said = {"round": voice.round, "arm": voice.arm, "received": voice.received, "failed": voice.failed}
     said |= {"quality": voice.quality, **told}
@@ -233,9 +257,18 @@ def hear(db: Connection, voice: Voice) -> None:
     if voice.late:
         db.execute(update(EVIDENCE).where(mine).values(late=EVIDENCE.c.late + 1))
     elif not new:
+        if voice.arm == "control":
+            kept = func.coalesce(EVIDENCE.c.quality, voice.quality)
+            if db.execute(update(EVIDENCE).where(mine, _REFERS).values(**said | {"quality": kept})).rowcount:
+                return
         unheard = mine & EVIDENCE.c.counted.is_(False)
         if not db.execute(update(EVIDENCE).where(unheard).values(counted=True, **said)).rowcount:
             db.execute(update(EVIDENCE).where(mine).values(further=EVIDENCE.c.further + 1))
+
+
+def _inserting(db: Connection) -> Any:
+    """The dialect's `insert`, which can leave what is there as it is."""
+    return sqlite.insert if db.dialect.name == "sqlite" else postgresql.insert
 
 
 def _alone(db: Connection) -> None:

@@ -151,6 +151,18 @@ EVIDENCE = Table(
 )
 """One row a device and rollout, whatever it sends. counted: its first report that came in time; late, further: how many
 others there were."""
+WATCHED = Table(
+    "watched",
+    TABLES,
+    Column("rollout", String(100), primary_key=True),
+    Column("device", String(32), primary_key=True),
+    Column("arm", String(16), nullable=False),
+    Column("since", Float, nullable=False),
+    Column("silent", Boolean),
+    Index("watched_since", "rollout", "since"),
+)
+"""since: first signed request of a device in its group of a rollout. silent: whether no other came within the gate's
+window; not known before it is over, and never changed after."""
 OPERATORS = Table(
     "operators",
     TABLES,
@@ -186,6 +198,7 @@ EVALUATIONS = Table(
     Column("most", Integer, nullable=False),
     Column("created", Float, nullable=False),
     Column("until", Float, nullable=False),
+    Column("period", String(16), nullable=False, server_default="judged"),
 )
 """Federated evaluations. rule, configurations: JSON. most: devices that answer, at most. until: it ends."""
 EVALUATED = Table(

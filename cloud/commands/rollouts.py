@@ -101,6 +101,12 @@ def show(args: argparse.Namespace, home: ServerHome) -> None:
     if (judgement := shown["judgement"]) is not None:
         finding = judgement["finding"]
         print(f"the gate says {finding['verdict']}: {'; '.join(finding['why'])}")
+        if finding["failures"]:
+            share, low, high = finding["failures"]
+            print(f"failures: {share:.1%} of the treated devices, between {low:.1%} and {high:.1%}")
+        for group in ("treatment", "control"):
+            if (arm := judgement["evidence"][group])["watched"]:
+                print(f"{group}: of {arm['watched']} devices watched, {arm['silent']} were not heard of again")
         if finding["quality"]:
             estimate, low, high = finding["quality"]
             print(f"quality: {estimate:+.4f} AUC, between {low:+.4f} and {high:+.4f}")

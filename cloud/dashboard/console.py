@@ -15,6 +15,7 @@ from cloud.catalog import AuditLine, Operator
 from cloud.report import words
 from cloud.report.render import both
 from cloud.report.svg import Scale, circle, line, picture, text
+from cloud.rollout.evidence import SILENT
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 ACTIONS = {
@@ -84,7 +85,8 @@ def _rows(evidence: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row a test: treatment and control as (events, of how many, share, low, high)."""
     rows = []
     for name, counts in evidence["events"].items():
-        each = [(count, evidence["pairs"], *wilson(count, evidence["pairs"])) for count in counts]
+        of = evidence["watched" if name == SILENT else "pairs"]
+        each = [(count, of, *wilson(count, of)) for count in counts]
         rows.append({"name": name, "treatment": each[0], "control": each[1]})
     return rows
 

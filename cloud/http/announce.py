@@ -63,7 +63,7 @@ def bundle(services: Services, asker: Asker, request: Request) -> Response:
         InputError: the profile is none.
     """
     known = _with_profile(services, asker.known, request.headers.get(PROFILE, ""))
-    version = services.releases.decide(known, asker.bundle).bundle
+    version = services.releases.meet(services.releases.facts(known, asker.bundle)).bundle
     ref = services.ref if version == services.ref.version else services.catalog.bundle(version)
     if ref is None:
         raise StoreError(f"bundle {version} is not in the catalog")
@@ -134,7 +134,7 @@ def news(services: Services, asker: Asker) -> dict[str, str]:
     if not asker.bundle:
         return {}
     facts = services.releases.facts(asker.known, asker.bundle)
-    tasks = ["bundle"] if services.releases.policy().decide(facts).bundle != asker.bundle else []
+    tasks = ["bundle"] if services.releases.meet(facts).bundle != asker.bundle else []
     tasks += ["evaluation"] if services.federated.asked(facts) else []
     return {STALE: ",".join(tasks)} if tasks else {}
 

@@ -118,6 +118,16 @@ def create_app(services: Services) -> FastAPI:
         """Whether the blob is there, and how large it is."""
         return await to_thread.run_sync(blobs.serve_blob, request, request.path_params["sha256"], services.blobs)
 
+    ends: dict[str, Any] = {
+        "parameters": [named["parameters"][0] | {"name": name} for name in ("base", "target")],
+    }
+
+    @app.get("/v1/deltas/{base}/{target}", openapi_extra=ends, responses=gives(BYTES, "", 206, 304, 404, 416))
+    async def delta(request: Request) -> Response:
+        """What makes one file of a bundle of another one's, both by the hash of their stored form. Empty where the
+        whole file is shorter."""
+        return await to_thread.run_sync(blobs.serve_delta, request, services.blobs)
+
     @app.post("/v1/match", openapi_extra=takes("", FRAME), responses=gives(FRAME, "", 400, 409, *usual))
     async def find(request: Request) -> Response:
         """Samples of others that resemble the query, and the rows of their items. The answer is signed."""

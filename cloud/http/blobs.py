@@ -11,6 +11,7 @@ from fastapi.responses import Response, StreamingResponse
 
 from cloud.http.problems import Refusal
 from device_runtime.bundle import BlobStore
+from device_runtime.delta import delta_name
 
 _CHUNK = 256 << 10
 _RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))", re.IGNORECASE)
@@ -42,6 +43,16 @@ def serve_blob(request: Request, sha256: str, blobs: BlobStore) -> Response:
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=kind)
     return StreamingResponse(_read(path, start, end), status_code=status, headers=headers, media_type=kind)
+
+
+def serve_delta(request: Request, blobs: BlobStore) -> Response:
+    """The delta between the two files that the path names.
+
+    Raises:
+        Refusal: 404, 416.
+    """
+    base, target = request.path_params["base"], request.path_params["target"]
+    return serve_blob(request, delta_name(base, target), blobs)
 
 
 def _knows(if_none_match: str, etag: str) -> bool:

@@ -14,10 +14,12 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 from cloud.catalog import Operator
+from cloud.catalog.evaluations import Evaluation, Period
 from cloud.http.auth import read_body
 from cloud.http.openapi import JSON
 from cloud.http.problems import Refusal
 from cloud.http.services import Services
+from cloud.releases import conditions
 from cloud.rollout import LADDER, Course, Gate, Rule, Rung
 from cloud.rollout.ladder import Action
 from device_runtime.errors import InputError, WireError
@@ -55,6 +57,19 @@ class Pin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     why: str
 
 
+class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A federated evaluation to create. tries: configuration -> what it sets; the first is what others are compared
+    with. tune: on the samples before those that the judge sees."""
+
+    name: str
+    tries: dict[str, dict[str, float]]
+    means: dict[str, Any] = {}
+    devices: int = 1000
+    days: float = 14.0
+    tune: bool = False
+
+
+_PERIODS: dict[bool, Period] = {False: "judged", True: "validation"}
 ACTIONS: dict[str, Action] = {"advance": "promote", "pause": "pause", "resume": "resume", "rollback": "stop"}
 
 
@@ -116,6 +131,24 @@ def install(app: FastAPI, services: Services) -> None:
         await asked(request, "viewer")
         return await to_thread.run_sync(lambda: _json(releases.explain(device)))
 
+    @app.get("/v1/evaluations", include_in_schema=False)
+    async def evaluations(request: Request) -> Response:
+        await asked(request, "viewer")
+        federated = services.federated
+        return await to_thread.run_sync(lambda: _json([_evaluation(services, one) for one in federated.all()]))
+
+    @app.post("/v1/evaluations", include_in_schema=False)
+    async def evaluate(request: Request) -> Response:
+        _, body = await asked(request, "releaser")
+
+        def done() -> Response:
+            wish = _decoded(body, Question, "the evaluation")
+            rule, period = _rule("evaluation", wish.means), _PERIODS[wish.tune]
+            made = services.federated.create(wish.name, wish.tries, rule, wish.devices, wish.days, period)
+            return _json(_evaluation(services, made), 201)
+
+        return await to_thread.run_sync(done)
+
     @app.put("/v1/devices/{device}/pin", include_in_schema=False)
     async def pin(request: Request, device: str) -> Response:
         who, body = await asked(request, "releaser")
@@ -137,10 +170,7 @@ def allow(operator: Operator, role: str) -> None:
 def created(services: Services, who: Operator, body: bytes) -> dict[str, Any]:
     """Raises: InputError, WireError."""
     plan = _decoded(body, Plan, "the release")
-    try:
-        rule = msgspec.convert({"name": plan.name, "release": plan.name} | plan.means, Rule)
-    except msgspec.ValidationError as error:
-        raise InputError(f"the release's conditions: {error}") from None
+    rule = _rule(plan.name, plan.means)
     course = services.releases.create(
         plan.name,
         plan.bundle,
@@ -153,6 +183,25 @@ def created(services: Services, who: Operator, body: bytes) -> dict[str, Any]:
         automatic=plan.automatic,
     )
     return services.releases.shown(course)
+
+
+def _rule(name: str, means: dict[str, Any]) -> Rule:
+    try:
+        return msgspec.convert({"name": name, "release": name} | means, Rule)
+    except msgspec.ValidationError as error:
+        raise InputError(f"the conditions: {error}") from None
+
+
+def _evaluation(services: Services, evaluation: Evaluation) -> dict[str, Any]:
+    """With what has come back, and, of one that tunes, what is proposed."""
+    federated = services.federated
+    shown = {
+        name: getattr(evaluation, name) for name in ("name", "configurations", "most", "created", "until", "period")
+    }
+    shown |= {"means": conditions(evaluation.rule), "compared": federated.compared(evaluation)}
+    if evaluation.period == "validation":
+        shown["proposal"] = federated.proposal(evaluation)
+    return shown
 
 
 def _course(services: Services, name: str) -> Course:

@@ -5,7 +5,7 @@ simulator hand those in, so that what is simulated is what runs.
 """
 
 from cloud.rollout.course import Course, Judgement, Policy, planned
-from cloud.rollout.evidence import Arm, Evidence, Reports, summed
+from cloud.rollout.evidence import Arm, Evidence, Reports, Watched, summed
 from cloud.rollout.gates import Finding, Gate, judge
 from cloud.rollout.ladder import LADDER, Rollout, Rung
 from cloud.rollout.policy import Decision, Facts, Rule, decide
@@ -25,6 +25,7 @@ __all__ = [
     "Rollout",
     "Rule",
     "Rung",
+    "Watched",
     "decide",
     "judge",
     "planned",

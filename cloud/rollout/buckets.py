@@ -2,7 +2,9 @@
 
 Treatment takes places from the low end, control from the high end, both of the same share. So the groups are of equal
 size in expectation, a rung's treatment contains that of the rung below, no device of the control was ever treated, and
-the same devices are not the first to try every release.
+the same devices are not the first to try every release. Next to the control, up to five times the treatment's share and
+a quarter of all, is the reference: devices that go on as they did, like the control, and whose quality counts beside
+its (docs/adr/0014).
 """
 
 from __future__ import annotations
@@ -15,7 +17,10 @@ import numpy as np
 
 from device_runtime.samples import Float64
 
-Group = Literal["treatment", "control", "rest"]
+Group = Literal["treatment", "control", "reference", "rest"]
+_WIDER = 5
+_WIDEST = 0.25
+"""Of the devices: they are not treated before the control of a half would be."""
 
 
 def place(device: str, salt: str) -> float:
@@ -33,4 +38,11 @@ def group(at: float, share: float) -> Group:
     """share: of the devices that are treated. From a half on, what is left is the control; at 1 there is none."""
     if at < share:
         return "treatment"
-    return "control" if at >= 1 - share else "rest"
+    if at >= 1 - share:
+        return "control"
+    return "reference" if at >= 1 - reference_until(share) else "rest"
+
+
+def reference_until(share: float) -> float:
+    """Of the devices, counted from the high end: control and reference together at a rung of this share."""
+    return min(max(share, min(_WIDER * share, _WIDEST)), 1 - share)

@@ -180,7 +180,7 @@ def is_late(course: Course, received: float, age_s: float) -> bool:
 def arm_of(decision: Decision, course: Course, report: RoundReport) -> str:
     """The group that a report speaks for; "" for none: the device is in neither, or ran another bundle. A round that
     failed before it had a bundle is held against the one that it was to have."""
-    if decision.group not in ("treatment", "control") or decision.release != course.name:
+    if decision.group not in ("treatment", "control", "reference") or decision.release != course.name:
         return ""
     wanted = course.rollout.bundle if decision.group == "treatment" else course.rollout.previous
     failed_early = report.bundle == 0 and report.outcome == "failed"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import fleet_simulation as simulation
-from benchmarks.fleet import curves
+from benchmarks.fleet import curves, reached
 from cloud.rollout import Gate
 
 COSTS = simulation.Costs(profile=20, pull=1000, poll=400, push=100)
@@ -52,6 +52,31 @@ def test_a_share_has_an_interval_even_where_nothing_was_seen():
     assert np.allclose(np.add(*simulation.interval(150, 300)), 1)
 
 
-def test_the_picture_has_a_line_a_strategy():
+def test_a_release_that_kills_devices_silently_is_stopped_once_their_time_is_over(rng):
+    fleet = simulation.fleet(300_000, "salt", rng)
+    ran = simulation.release(fleet, simulation.Kind(dying=0.3), Gate(), rng)
+    assert ran.state == "stopped" and ran.rung == "1 %" and ran.days >= 2 and ran.why.startswith("silent: ")
+
+
+def test_who_was_of_the_reference_keeps_its_say_when_groups_grow(rng):
+    fleet = simulation.fleet(20_000, "salt", rng)
+    taken, gate = simulation._Taken(fleet, 0.05, simulation.Kind()), Gate()
+    for hour in range(48):
+        taken.sessions(hour * 3600.0, 3600.0, gate, rng)
+    told = taken.evidence(48 * 3600.0, gate)
+    more = taken.grown(fleet, 0.2, simulation.Kind())
+    assert len(more.control.fleet) > 3 * len(taken.control.fleet) and len(more.treatment.fleet) > 3800
+    assert more.control.rated.sum() > taken.control.rated.sum() > 0 == more.treatment.said[taken.treatment.stop :].sum()
+    for hour in range(48, 96):
+        more.sessions(hour * 3600.0, 3600.0, gate, rng)
+    later = more.evidence(96 * 3600.0, gate)
+    assert later.reference.rated >= told.reference.rated and later.control.devices > told.control.devices
+    everyone = len(more.control.fleet) + len(more.reference.fleet)
+    assert later.control.rated + later.reference.rated <= everyone, "each is counted once"
+
+
+def test_the_pictures_have_a_line_a_strategy_and_two_bars_a_bad_release():
+    bars = reached({"slower": {"reached_share_p95": 0.004, "reached_share_most": 0.005}})
+    assert "slower, 95 % of runs" in bars and "0.50%" in bars
     drawn = curves({"a": [0.1, 0.5], "b": [0.2, 0.9]}, 2.0)
     assert drawn.count("<polyline") == 2 and ">a</text>" in drawn

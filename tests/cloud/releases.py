@@ -15,8 +15,8 @@ QUICK = (
     Rung(name="100 %", share=1.0, named=True),
 )
 """A ladder for fleets of hundreds."""
-LENIENT = Gate(quality_margin=0.2, sizes=20)
-"""Hundreds of devices cannot exclude a loss of 0.01 AUC."""
+LENIENT = Gate(quality_margin=0.2, sizes=20, failure_bound=0.5, silence_s=0)
+"""Hundreds of devices cannot exclude a loss of 0.01 AUC, and a test's days are short."""
 
 
 class Clock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -110,6 +111,24 @@ def test_a_bad_release_is_stopped_and_rolled_back_and_the_log_says_why(fleet, ha
     assert (line.who, line.action, line.state) == ("gate", "stop", "stopped") and words in line.why
     assert set(fleet.runs()) == {2}
     assert fleet.releases.judge_all() == [], "once"
+
+
+def test_devices_that_die_silently_stop_a_release(fleet, clock):
+    begin(fleet, gate=msgspec.structs.replace(LENIENT, silence_s=86_400.0))
+    dead = []
+    for hours in range(0, 48, 4):  # sessions, in each of which a device makes a signed request
+        for number, one in enumerate(fleet.ids):
+            if one not in dead:
+                device = fleet.catalog.device(one)
+                bundle = fleet.releases.meet(fleet.releases.facts(device, 2)).bundle
+                fleet.catalog.use_nonce(one, f"{hours:016x}", clock(), 60.0)
+                if bundle == 3 and number % 2:
+                    dead.append(one)
+        clock.now += 4 * 3600
+    [line] = fleet.releases.judge_all()
+    assert line.action == "stop" and line.why.startswith("silent: ")
+    shown = fleet.releases.shown(fleet.releases.course("next"))["judgement"]["evidence"]
+    assert shown["control"]["silent"] == 0 < shown["treatment"]["silent"] <= shown["treatment"]["watched"]
 
 
 def test_of_several_workers_one_stops_it(fleet, clock):

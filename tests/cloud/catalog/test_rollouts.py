@@ -166,12 +166,39 @@ def test_a_device_has_one_voice_however_much_it_sends(stocked):
     for number in range(1, 8):
         stocked.report("loud", report(f"r{number}"), float(number), voice("loud", number, failed=number > 1))
     stocked.report("quiet", report("r9"), 9.0, voice("quiet", 9, arm="control", quality=0.25))
-    treatment, control = stocked.rollouts.evidence("next")
+    treatment, control, _ = stocked.rollouts.evidence("next")
     assert treatment.failed.tolist() == [False] and treatment.costs["cpu_s"].tolist() == [1.0]
     assert np.isnan(treatment.quality).all() and control.quality.tolist() == [0.25]
     assert np.isnan(control.costs["bytes"]).all()
     heard = stocked.rollouts.heard("next")
     assert (heard["treatment"].devices, heard["treatment"].further) == (1, 6)
+
+
+def test_one_of_the_reference_speaks_once_more_when_it_is_the_controls_but_its_quality_stays(stocked):
+    stocked.report("wide", report("r1"), 1.0, voice("wide", 1, arm="reference", quality=0.25))
+    stocked.report("wide", report("r2"), 2.0, voice("wide", 2, arm="reference", failed=True, quality=0.5))
+    assert stocked.rollouts.evidence("next")[2].quality.tolist() == [0.25]
+    stocked.report("wide", report("r3"), 3.0, voice("wide", 3, arm="control", failed=True, quality=0.75))
+    stocked.report("wide", report("r4"), 4.0, voice("wide", 4, arm="control"))
+    _, control, reference = stocked.rollouts.evidence("next")
+    assert len(reference) == 0 and control.failed.tolist() == [True] and control.quality.tolist() == [0.25]
+    assert stocked.rollouts.heard("next")["control"].further == 2
+
+
+def test_a_device_that_is_not_heard_again_within_the_window_stays_silent(catalog):
+    gate = Gate(silence_s=1000.0, silence_from_s=100.0)
+    devices = [catalog.enrol(f"{number:064x}", {}, 1.0) for number in range(4)]
+    for device, arm in zip(devices, ("treatment", "treatment", "control", "treatment"), strict=True):
+        catalog.rollouts.watch("next", device, arm, 5000.0)
+    catalog.rollouts.watch("next", devices[0], "treatment", 5900.0)  # it is watched already
+    catalog.use_nonce(devices[0], "a" * 16, 5050.0, 60.0)  # still of the first session
+    catalog.use_nonce(devices[1], "b" * 16, 5500.0, 60.0)
+    assert [len(group) for group in catalog.rollouts.watched("next", 5999.0, gate)] == [0, 0]
+    treatment, control = catalog.rollouts.watched("next", 6000.0, gate)
+    assert sorted(treatment.silent.tolist()) == [False, True, True] and control.silent.tolist() == [True]
+    catalog.use_nonce(devices[0], "c" * 16, 7000.0, 60.0)
+    again = catalog.rollouts.watched("next", 8000.0, gate)[0]
+    assert again.silent.tolist() == treatment.silent.tolist(), "what was found when its window ended stays"
 
 
 def test_a_round_that_is_reported_twice_is_heard_once(stocked):

@@ -7,6 +7,7 @@ import pytest
 from cloud.http import blobs as module
 from device_runtime.bundle import BlobStore, FileRef
 from device_runtime.counting import ByteCounter
+from device_runtime.delta import delta_name
 from device_runtime.transport import Transport
 from tests.cloud.http.conftest import BLOB, BLOB_NAME
 
@@ -77,6 +78,21 @@ def test_if_range_sends_all_of_another_blob(peer):
 )  # fmt: skip
 def test_no_other_name_finds_anything(peer, name):
     peer.send("GET", f"/v1/blobs/{name}").problem(404)
+
+
+def test_a_delta_is_named_by_both_ends_and_as_immutable_as_a_blob(peer):
+    old, new = "a" * 64, "b" * 64
+    name = delta_name(old, new)
+    peer.services.blobs.write(name, b"what differs")
+    peer.services.blobs.write(delta_name(new, old), b"")
+    reply = peer.send("GET", f"/v1/deltas/{old}/{new}")
+    assert (reply.status, reply.body, reply.headers["ETag"]) == (200, b"what differs", f'"{name}"')
+    assert reply.headers["Cache-Control"] == "public, max-age=31536000, immutable"
+    assert peer.send("GET", f"/v1/deltas/{old}/{new}", Range="bytes=5-8").body == b"diff"
+    nothing = peer.send("GET", f"/v1/deltas/{new}/{old}")
+    assert (nothing.status, nothing.body) == (200, b""), "the whole file is shorter"
+    for path in (f"{old}/{old}", f"{old}/{'..%2F' * 3}answer.key", "a/b"):
+        peer.send("GET", f"/v1/deltas/{path}").problem(404)
 
 
 def test_a_blob_that_shrinks_while_it_is_sent_ends_the_stream(tmp_path):

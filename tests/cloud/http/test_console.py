@@ -102,7 +102,9 @@ def test_a_session_is_for_this_site_and_not_for_scripts(releaser):
 def test_a_release_is_shown_with_its_evidence_and_intervals(viewer):
     words = said(viewer.get("/console/releases/next"))
     assert "bundle 4, in place of 3" in words and "every device" in words and "25 %, since" in words
-    assert re.search(r"groups now \d+ devices treated, \d+ as control, \d+ in neither", words), words
+    assert re.search(
+        r"groups now \d+ devices treated, \d+ as control, \d+ as reference for quality, \d+ in none", words
+    ), words
     assert re.search(r"failures \d+ of \d+ \([\d.]+ %\) [\d.]+ % to [\d.]+ %", words), words
     assert "cpu_s" in words and "The gate says" in words and "at all looks together" in words
     assert "me next promote 25 % because" in words

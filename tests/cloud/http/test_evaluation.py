@@ -18,9 +18,9 @@ TRIES = {"usual": {}, "slow": {"rate": 0.05}}
 EVERYBODY = Rule(name="e", release="-")
 
 
-def answer(task="rates", samples=12, **outcomes):
+def answer(task="rates", samples=12, period="judged", **outcomes):
     plain = {"usual": Outcome(auc=0.6, log_loss=0.5), "slow": Outcome(auc=0.65, log_loss=0.4)}
-    return to_json(Metrics(task=task, samples=samples, outcomes=plain | outcomes))
+    return to_json(Metrics(task=task, samples=samples, outcomes=plain | outcomes, period=period))
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_it_ends_with_its_time_and_with_enough_answers(asking, clock, tmp_path):
     [
         b"", b"{", answer(task="other"), answer(samples=-1), answer(slow=Outcome(auc=1.5)),
         answer(slow=Outcome(log_loss=-1.0)), answer(more=Outcome(auc=0.5)),
-        to_json(Metrics(task="rates", samples=1, outcomes={})),
+        to_json(Metrics(task="rates", samples=1, outcomes={})), answer(period="validation"),
     ],
 )  # fmt: skip
 def test_answers_that_cannot_be_are_refused(asking, body):
@@ -86,8 +86,9 @@ def test_an_answer_is_small(asking):
         ({"tries": {"a": {"candidates": 5}}}, "may not set candidates"),
         ({"tries": {"a": {"epochs": 1000}}}, "cannot set epochs"),
         ({"tries": {"a": {"rate": float("nan")}}}, "cannot set rate"),
-        ({"tries": {}}, "1 to 4"),
-        ({"tries": {str(n): {} for n in range(5)}}, "1 to 4"),
+        ({"tries": {}}, "1 to 16"),
+        ({"tries": {str(n): {} for n in range(17)}}, "1 to 16"),
+        ({"name": "a/b"}, "no slash"),
         ({"name": ""}, "1 to 100"),
         ({"most": 0}, "1 to 1,000,000"),
         ({"days": 0}, "within a year"),

@@ -7,6 +7,7 @@ import json
 import msgspec
 import pytest
 
+from device_runtime.messages import Metrics, Outcome
 from tests.cloud.releases import LENIENT, QUICK, ref
 
 PLAN = {"name": "next", "bundle": 4, "why": "week 2", "ladder": msgspec.to_builtins(QUICK)}
@@ -42,7 +43,8 @@ def viewer(peer, releaser):
 
 CALLS = [
     ("GET", "/v1/releases"), ("POST", "/v1/releases"), ("GET", "/v1/releases/next"), ("POST", "/v1/releases/next"),
-    ("GET", "/v1/audit"), ("GET", f"/v1/devices/{'0' * 32}/release"), ("PUT", f"/v1/devices/{'0' * 32}/pin"),
+    ("GET", "/v1/audit"), ("GET", "/v1/evaluations"), ("POST", "/v1/evaluations"),
+    ("GET", f"/v1/devices/{'0' * 32}/release"), ("PUT", f"/v1/devices/{'0' * 32}/pin"),
 ]  # fmt: skip
 
 
@@ -85,9 +87,26 @@ def test_a_pin_is_set_explained_and_taken_away(releaser, viewer):
 
 
 def test_a_viewer_may_not_act(viewer):
-    for method, path in (("POST", "/v1/releases"), ("POST", "/v1/releases/next"), CALLS[-1]):
+    acts = ("/v1/releases", "/v1/releases/next", "/v1/evaluations")
+    for method, path in (*(("POST", path) for path in acts), CALLS[-1]):
         assert "takes a releaser" in viewer.call(method, path, {}).problem(403)["detail"]
     assert viewer.peer.services.catalog.rollouts.audit() == []
+
+
+def test_an_evaluation_is_asked_for_and_its_proposal_shown(releaser, viewer):
+    tries = {"usual": {}, "slow": {"rate": 0.05}}
+    plain = {"name": "tuned", "tries": tries, "means": {"os": ["linux"]}, "tune": True}
+    made = releaser.told("POST", "/v1/evaluations", plain, 201)
+    assert (made["period"], made["configurations"], made["means"]) == ("validation", tries, {"os": ["linux"]})
+    for number in range(60):
+        outcomes = {"usual": Outcome(auc=0.6 + number / 1000), "slow": Outcome(auc=0.65 + number / 1000)}
+        told = Metrics(task="tuned", samples=9, outcomes=outcomes, period="validation")
+        releaser.peer.services.catalog.evaluations.answer(f"{number:032x}", told, now=1.0)
+    [shown] = viewer.told("GET", "/v1/evaluations")
+    assert [one["devices"] for one in shown["compared"]] == [60, 60] and shown["compared"][1]["difference"][1] > 0.03
+    assert shown["proposal"]["name"] == "slow" and shown["proposal"]["settings"] == {"rate": 0.05}
+    refused = releaser.call("POST", "/v1/evaluations", plain | {"name": "x", "tries": {"a": {"keep": 5}}})
+    assert "may not set keep" in refused.problem(400)["detail"]
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_the_api_page_declares_every_call_and_its_bodies(running):
         ("/v1/devices", "post"), ("/v1/keys", "post"), ("/v1/bundle", "get"),
         ("/v1/stale/{device}/{bundle}/{profile}", "get"), ("/v1/metadata/{role}/{version}", "get"),
         ("/v1/evaluation", "get"), ("/v1/evaluation", "post"),
-        ("/v1/blobs/{sha256}", "get"), ("/v1/blobs/{sha256}", "head"),
+        ("/v1/blobs/{sha256}", "get"), ("/v1/blobs/{sha256}", "head"), ("/v1/deltas/{base}/{target}", "get"),
         ("/v1/match", "post"), ("/v1/contributions", "post"), ("/v1/reports", "post"), ("/healthz", "get"),
     }  # fmt: skip
     body = document["paths"]["/v1/reports"]["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"]

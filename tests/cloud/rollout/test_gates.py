@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from cloud.rollout import LADDER, Evidence, Gate, Reports, judge, summed
-from cloud.rollout.evidence import MOST_QUALITY
-from cloud.rollout.gates import e_value, radius
+from cloud.rollout import LADDER, Evidence, Gate, Reports, Watched, judge, summed
+from cloud.rollout.evidence import MOST_QUALITY, Arm
+from cloud.rollout.gates import difference, e_value, radius, rate
 from device_runtime.errors import InputError
 
 ONE_PERCENT = LADDER[2]
@@ -91,6 +91,64 @@ def test_the_interval_covers_the_truth_at_all_looks_together(rng):
     assert missed <= 32 < ever_fixed  # a test of fixed size, looked at as often, errs several times as often
 
 
+def test_a_reference_sharpens_the_quality_and_nothing_else(rng):
+    treated, control = reports(rng, 3000, quality=-0.01), reports(rng, 3000)
+    alone = summed(treated, control, BOUNDS)
+    wide = summed(treated, control, BOUNDS, reference=rng.normal(0, 0.1, 12_000))
+    assert wide.events == alone.events and wide.pairs == alone.pairs and wide.control == alone.control
+    found = [judge(evidence, ONE_PERCENT, Gate(), stood_s=0.0).quality for evidence in (alone, wide)]
+    assert found[1][2] - found[1][1] < 0.85 * (found[0][2] - found[0][1])
+
+
+def test_looking_often_at_groups_of_unequal_size_hardly_ever_cries_wolf(rng):
+    alpha, runs, cried = 0.05, 400, 0
+    for _ in range(runs):
+        treated, control = np.cumsum(rng.normal(0, 0.1, 2000)), np.cumsum(rng.normal(0, 0.1, 10_000))
+        for n in range(50, 2001, 25):
+            arms = [Arm(rated=m, quality=s[m - 1], squares=0.01 * m) for m, s in ((n, treated), (5 * n, control))]
+            low, high = difference(*arms, Gate(), alpha)[1:]
+            if not low <= 0 <= high:
+                cried += 1
+                break
+    assert cried <= 32
+
+
+def test_devices_that_are_not_heard_of_again_stop_a_release(rng):
+    both = [reports(rng, 3000, spread=0.05) for _ in range(2)]
+    for dying, verdict in ((0.05, "stop"), (0.0, "promote")):
+        silent = [Watched(rng.random(3000) < 0.06 + more) for more in (dying, 0.0)]
+        evidence = summed(*both, BOUNDS, watched=(silent[0], silent[1]))
+        told = judge(evidence, ONE_PERCENT, Gate(), stood_s=2 * DAY)
+        assert told.verdict == verdict
+        assert (evidence.treatment.watched, evidence.treatment.silent) == (3000, int(silent[0].silent.sum()))
+    assert set(told.evidence) == {"failures", "cpu_s", "silent"}
+
+
+def test_a_release_does_not_climb_before_silence_could_have_been_noticed(rng):
+    both = [reports(rng, 3000, spread=0.05) for _ in range(2)]
+    few = tuple(Watched(np.zeros(n, bool)) for n in (1000, 1400))
+    told = judge(summed(*both, BOUNDS, watched=few), ONE_PERCENT, Gate(), stood_s=2 * DAY)
+    assert told.why == ("1000 of 1500 devices have been watched for 48 hours",)
+
+
+def test_failures_that_are_not_excluded_keep_a_release_from_climbing(rng):
+    treated, control = reports(rng, 60, failing=0.0, spread=0.01), reports(rng, 60, failing=0.0, spread=0.01)
+    told = judge(summed(treated, control, BOUNDS), ONE_PERCENT, Gate(), stood_s=2 * DAY)
+    assert told.verdict == "wait" and told.failures[:2] == (0.0, 0.0)
+    assert told.why == (f"failures: 0.0%, but {told.failures[2]:.1%} is not excluded",)
+
+
+def test_the_bound_of_a_rate_holds_at_all_looks_together(rng):
+    alpha, runs, missed = 0.05, 300, 0
+    for _ in range(runs):
+        events = np.cumsum(rng.random(600) < 0.1)
+        bounds = (rate(int(events[n - 1]), n, alpha) for n in range(10, 601, 10))
+        missed += any(not low <= 0.1 <= high for _, low, high in bounds)
+    # at the bound, more than 26 of 300 would be seen once in 300 times
+    assert missed <= 26
+    assert rate(0, 20, alpha)[1] == 0.0 and rate(20, 20, alpha)[2] == 1.0
+
+
 def test_what_cannot_be_is_counted_and_not_used_and_what_is_forged_is_bounded(rng):
     honest = reports(rng, 200)
     forged = Reports(
@@ -116,7 +174,15 @@ def test_without_reports_a_gate_waits():
 
 @pytest.mark.parametrize(
     "fields",
-    [{"alpha": 0.0}, {"quality_margin": 0.0}, {"failure_share": 0.0}, {"sizes": 1}, {"events_factor": 0.5}],
+    [
+        {"alpha": 0.0},
+        {"quality_margin": 0.0},
+        {"failure_share": 0.0},
+        {"sizes": 1},
+        {"events_factor": 0.5},
+        {"failure_bound": 2.0},
+        {"silence_s": 60.0},
+    ],
 )
 def test_a_gate_that_cannot_judge_is_refused(fields):
     with pytest.raises(InputError, match="a gate"):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloud.rollout import LADDER, Facts, Rollout, Rule, decide
-from cloud.rollout.buckets import group, place, places
+from cloud.rollout.buckets import group, place, places, reference_until
 from cloud.rollout.policy import added
 from device_runtime.errors import InputError
 
@@ -31,8 +31,19 @@ def test_who_is_treated_stays_treated_and_who_is_control_was_never_treated(at, l
     low, high = sorted((low, high))
     if group(at, low) == "treatment":
         assert group(at, high) == "treatment"
-    if group(at, high) == "control":
+    if group(at, high) in ("control", "reference"):
         assert group(at, low) != "treatment"
+    if group(at, low) in ("control", "reference"):
+        assert group(at, high) in ("control", "reference")
+
+
+@given(st.floats(0, 1, exclude_max=True), st.floats(0, 1))
+def test_every_device_is_in_one_group_and_a_reference_is_at_most_a_quarter_with_the_control(at, share):
+    wide = reference_until(share)
+    assert min(share, 1 - share) <= wide <= max(share, 0.25) and wide <= 1 - share
+    found = group(at, share)
+    assert (found == "treatment") == (at < share)
+    assert (found in ("control", "reference")) == (at >= share and at >= 1 - max(wide, share))
 
 
 def test_treatment_and_control_are_of_one_size():

@@ -50,6 +50,7 @@ public final class Manifest {
         FileRef(Fields fields) {
             this(fields.string("sha256"), fields.int32("size"), fields.integer("raw_size"),
                     fields.oneOf("codec", "zstd", "none").equals("zstd"));
+            fields.string("raw_sha256", ""); // of deltas, which this core does not fetch: it takes whole files
             fields.nothingElse();
             checkName();
         }

@@ -1,0 +1,60 @@
+"""What a device trains on beside its own samples: which candidates it keeps, and how they enter the training."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+
+from device_runtime import filtering
+from device_runtime.candidates import as_own, with_history_of
+from device_runtime.filtering import Filtered
+from device_runtime.local import Local
+from device_runtime.model import Model
+from device_runtime.samples import Float32, Int64, SampleBatch
+from device_runtime.tables import LocalTable
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The kept candidates and their weights."""
+
+    kept: SampleBatch
+    weights: Float32
+
+
+def chosen(
+    model: Model,
+    candidates: SampleBatch,
+    local: Local,
+    embeddings: Float32,
+    table: LocalTable,
+    rng: np.random.Generator,
+) -> tuple[SampleBatch, Filtered]:
+    """The candidates as the user's own samples have them, and what the filter says of them.
+
+    embeddings: of the samples that are trained on, float32 [train, width]. table: rows of all items of both.
+    """
+    settings, start = model.manifest.settings, model.manifest.filter_from
+    mine = as_own(candidates, local.everything, local.train, model, table, settings)
+    found = filtering.filter_candidates(
+        model.graph("classifier_score"),
+        model.graph("classifier_step"),
+        model.classifier,
+        filtering.classifier_inputs(embeddings, local.train.labels, start),
+        filtering.classifier_inputs(model.encode(mine, table), mine.labels, start),
+        settings,
+        rng,
+    )
+    return mine, found
+
+
+def augmentation(
+    model: Model, candidates: SampleBatch, local: Local, kept: Int64, labels: Float32, weights: Float32
+) -> Augmentation:
+    """kept, labels, weights: of a `Filtered`."""
+    samples = candidates.take(kept)
+    if model.manifest.settings.matching == "pooled":
+        samples = with_history_of(samples, local.everything)
+    return Augmentation(dataclasses.replace(samples, labels=labels), weights)
