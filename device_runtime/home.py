@@ -5,7 +5,7 @@ HOME/device.key               the private key, readable by its owner only
 HOME/device.next.key          the one to replace it, while the server may not know it yet
 HOME/trust/                   the publisher's root and list of bundles, if the device was given a root (trust.py)
 HOME/blobs/                   bundle files by content hash
-HOME/weights/VERSION.safetensors
+HOME/weights/VERSION.safetensors   what serves; VERSION.judged.safetensors: before it learned from held-out samples
 HOME/rounds/ID/               working files of the round under way (working.py)
 HOME/ca.pem                   certificates to trust instead of the system's, if the server's authority is private
 HOME/profile.json             what the app tells of itself, by which releases are aimed: `messages.Profile`
@@ -275,24 +275,37 @@ class DeviceHome:
         except WireError as error:
             raise StoreError(f"{error}; {self._repair}") from None
 
+    def judged_weights(self, model: Model) -> Weights:
+        """What the next weights are compared with: those that serve, as they were before they learned from held-out
+        samples, which would speak for them. Where these cannot be read, those that serve; the next round mends it."""
+        active = self.active_weights(model)
+        if active.version == model.base.version:
+            return active
+        try:
+            data = self._judged_path(active.version).read_bytes()
+            return Weights.from_tensors(read_tensors(data, "judged weights"), active.version)
+        except (OSError, WireError):
+            return active
+
     @property
     def _repair(self) -> str:
         return f"`coda device repair --home {self.path}` lets the bundle's own serve"
 
-    def place_weights(self, version: str, source: Path) -> None:
+    def place_weights(self, version: str, source: Path, judged: Path | None = None) -> None:
         """Move a file of weights to where it can serve, without writing it again; harmless if done before.
 
-        They serve once the store says so. Raises: StoreError: the disk refused, or the file is gone.
+        They serve once the store says so. judged: the same weights before they learned from held-out samples, if they
+        did. Raises: StoreError: the disk refused, or the file is gone.
         """
-        target = self._weights_path(version)
-        if not target.exists():
-            move_durably(source, target)
+        for path, target in ((judged, self._judged_path(version)), (source, self._weights_path(version))):
+            if path is not None and not target.exists():
+                move_durably(path, target)
 
     def drop_superseded(self) -> None:
         """Remove weights that do not serve, and never will."""
         serving = self.store.weights()
         for path in (self.path / "weights").glob("*.safetensors"):
-            if serving is None or path.stem != serving[0]:
+            if serving is None or path not in (self._weights_path(serving[0]), self._judged_path(serving[0])):
                 path.unlink(missing_ok=True)
 
     def drop_other_blobs(self, ref: BundleRef, manifest: Manifest) -> int:
@@ -311,6 +324,9 @@ class DeviceHome:
                     path.unlink(missing_ok=True)
                     gone += 1
         return gone
+
+    def _judged_path(self, version: str) -> Path:
+        return self.path / "weights" / f"{version}.judged.safetensors"
 
     def _weights_path(self, version: str) -> Path:
         return self.path / "weights" / f"{version}.safetensors"

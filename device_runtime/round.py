@@ -238,7 +238,7 @@ class Round:
             local = local_samples(self.home, model, self.progress.inputs.until)
             if not len(local.held_out):
                 return None
-            weights = self.home.active_weights(model)
+            weights = self.home.judged_weights(model)
             table = model.table(local.everything.ids(VOCABULARY), weights)
             return auc(local.held_out.labels, model.logits(local.held_out, table, weights))
         except (InputError, EngineError, StoreError):  # it may lack rows of new items, or be damaged: why it is left
@@ -338,7 +338,7 @@ class Round:
         with self.meter.phase("judge"):
             tuned = Weights.from_tensors(self._tensors("tuned"), self.id)
             table = personal_table(model.table(self._ids(), model.base, self.rows), tuned)
-            active = self.home.active_weights(model)
+            active = self.home.judged_weights(model)
             before = model.logits(local.held_out, model.table(self._ids(), active, self.rows), active)
             after = model.logits(local.held_out, table, tuned)
             self.progress.verdict = personalize.judge(local.held_out.labels, before, after, settings)
@@ -353,8 +353,11 @@ class Round:
         better = self.progress.verdict is not None and self.progress.verdict.activate
         with self.meter.phase("activate"):
             if better:
-                name = "learned" if "learned" in self.progress.files else "tuned"
-                self.home.place_weights(self.id, self.files.path(name))
+                tuned, learned = self.files.path("tuned"), self.files.path("learned")
+                if "learned" in self.progress.files:
+                    self.home.place_weights(self.id, learned, judged=tuned)
+                else:
+                    self.home.place_weights(self.id, tuned)
         self._note_cost()
         self.home.store.activate_round(self.id, self.progress, self.id if better else "")
         return "activated"

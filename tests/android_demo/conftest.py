@@ -141,6 +141,13 @@ def junit(classpath: str) -> Callable[..., str]:
     return run
 
 
+def serving_weights(home: Path) -> Path:
+    """The file of the personal weights that serve; beside it lies what they were before they learned from held-out
+    samples."""
+    [found] = [path for path in (home / "weights").iterdir() if ".judged." not in path.name]
+    return found
+
+
 @dataclass(frozen=True)
 class HostDevice:
     """A device on a JVM; see HostDevice.java. home: its folder, laid out as Python's. main: the class that is started.

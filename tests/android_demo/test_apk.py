@@ -23,7 +23,7 @@ from device_runtime.bundle import BlobStore
 from device_runtime.engines import open_engine
 from device_runtime.engines.selftest import trial
 from device_runtime.model import Model
-from tests.android_demo.conftest import DEMO, JARS, HostDevice, Java, compressed, javac, needed
+from tests.android_demo.conftest import DEMO, JARS, HostDevice, Java, compressed, javac, needed, serving_weights
 from tests.android_demo.engine_helper import manifest_of
 
 SOURCES = Path(__file__).parent / "apk"
@@ -248,6 +248,6 @@ def test_a_whole_round_by_the_apks_own_code(on_the_apk, serving, published, devi
     assert [phase["phase"] for phase in report["phases"]] == [phase["phase"] for phase in expected["phases"]]
     assert report["verdict"]["loss_after"] == pytest.approx(expected["verdict"]["loss_after"], abs=1e-4)
     assert list(ranked) == list(best)
-    [ours], [theirs] = ((home / "weights").iterdir() for home in (tmp_path / "apk", device.home))
-    for name, tensor in load_file(theirs).items():
-        np.testing.assert_allclose(load_file(ours)[name], tensor, rtol=0, atol=1e-4, err_msg=name)
+    ours, theirs = (load_file(serving_weights(home)) for home in (tmp_path / "apk", device.home))
+    for name, tensor in theirs.items():
+        np.testing.assert_allclose(ours[name], tensor, rtol=0, atol=1e-4, err_msg=name)

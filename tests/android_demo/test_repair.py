@@ -7,6 +7,7 @@ import os
 import pytest
 
 from device_runtime.store import Store
+from tests.android_demo.conftest import serving_weights
 
 MANY = 3000
 
@@ -64,8 +65,7 @@ def test_damaged_blobs_and_weights_are_dropped_and_come_back(device, serving, pu
     with serving() as (url, services):
         device.run(server=url, history=published.history)
         damage(device.home / "blobs" / services.manifest.weights.sha256, 10, 20)
-        [weights] = (device.home / "weights").iterdir()
-        weights.write_bytes(b"junk")
+        serving_weights(device.home).write_bytes(b"junk")
         assert device.told().startswith("TrustError: blob")
         blobs, own = repaired(device)
         assert blobs == "removed 1 damaged bundle files; the next round pulls them again"

@@ -25,6 +25,7 @@ from device_runtime.identity import Signer
 from device_runtime.ranker import rank
 from device_runtime.round import RoundOptions, RoundResult, run_round
 from device_runtime.store import Store
+from tests.android_demo.conftest import serving_weights
 from tests.cloud.http.test_trust import Publisher
 from tests.conftest import reversion
 from tests.device_runtime.peers import CountingProxy
@@ -33,8 +34,7 @@ SEED = 5
 
 
 def weights(home: Path) -> dict[str, np.ndarray]:
-    [path] = (home / "weights").glob("*.safetensors")
-    return load_file(path)
+    return load_file(serving_weights(home))
 
 
 def python_device(folder: Path, published, url: str, monkeypatch, kept: Path) -> tuple[RoundResult, DeviceHome]:
@@ -271,8 +271,7 @@ def test_a_damaged_blob_is_pulled_again_and_damaged_weights_are_named(device, se
         assert "TrustError: blob" in device.told()
         blob.unlink()
         device.run()
-        [path] = (device.home / "weights").iterdir()
-        path.write_bytes(b"junk")
+        serving_weights(device.home).write_bytes(b"junk")
         assert "'use the bundle's own weights' lets those serve" in device.told()
 
 

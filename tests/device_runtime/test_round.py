@@ -93,8 +93,9 @@ def test_new_weights_serve_if_the_judge_says_so_and_else_do_not(phone, monkeypat
     assert phone.home.store.weights() == (first.report.round, 2)
     assert phone.ranking() != base
     second = phone.round()
-    files = [path.name for path in (phone.home.path / "weights").iterdir()]
-    assert files == [f"{second.report.round}.safetensors"], "superseded weights are removed"
+    files = {path.name for path in (phone.home.path / "weights").iterdir()}
+    now = second.report.round
+    assert files == {f"{now}.safetensors", f"{now}.judged.safetensors"}, "superseded weights are removed"
 
 
 def test_weights_that_serve_have_learned_from_what_the_judge_saw(phone, monkeypatch):
@@ -113,9 +114,16 @@ def test_weights_that_serve_have_learned_from_what_the_judge_saw(phone, monkeypa
     for name, tensor in learned.dense.items():
         np.testing.assert_array_equal(serving.dense[name], tensor)
     assert any((learned.dense[name] != before).any() for name, before in tuned.dense.items())
+    judged = phone.home.judged_weights(phone.home.model(phone.engine))
+    for name, tensor in tuned.dense.items():
+        np.testing.assert_array_equal(judged.dense[name], tensor, "the next ones are compared with what saw as little")
     always(monkeypatch, False)
-    phone.round()
+    again = phone.round().report.verdict
     assert len(seen) == 1, "what is refused learns nothing more"
+    assert again.auc_before == report.verdict.auc_after, "the same samples, judged by weights that never saw them"
+    for path in (phone.home.path / "weights").glob("*.judged.*"):
+        path.write_bytes(b"damaged")
+    assert phone.round().report.outcome == "kept", "those that serve are the yardstick then"
 
 
 def test_the_server_learns_counts_and_costs_only(phone):

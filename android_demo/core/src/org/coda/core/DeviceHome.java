@@ -287,6 +287,23 @@ public final class DeviceHome implements Closeable {
         }
     }
 
+    /**
+     * What the next weights are compared with: those that serve, as they were before they learned from held-out samples,
+     * which would speak for them. Where these cannot be read, those that serve; the next round mends it.
+     */
+    Weights judgedWeights(Model model) {
+        Weights active = activeWeights(model);
+        String version = store.weights(model.manifest.version);
+        if (version == null) {
+            return active;
+        }
+        try {
+            return Weights.of(Safetensors.read(Files.read(judgedPath(version)), "judged weights"));
+        } catch (StoreError | WireError gone) {
+            return active;
+        }
+    }
+
     /** Let the bundle's own weights serve: what to do where personal ones are damaged. */
     public void useOwnWeights() {
         store.dropWeights();
@@ -304,8 +321,15 @@ public final class DeviceHome implements Closeable {
         }
     }
 
-    /** Move a file of weights to where it can serve; harmless if done before. */
-    void placeWeights(String version, File source) {
+    /**
+     * Move a file of weights to where it can serve; harmless if done before.
+     *
+     * @param judged the same weights before they learned from held-out samples; null if they did not.
+     */
+    void placeWeights(String version, File source, File judged) {
+        if (judged != null && !judgedPath(version).exists()) {
+            Files.move(judged, judgedPath(version));
+        }
         if (!weightsPath(version).exists()) {
             Files.move(source, weightsPath(version));
         }
@@ -315,7 +339,7 @@ public final class DeviceHome implements Closeable {
     void dropSuperseded() {
         String serving = store.weights();
         for (File file : Files.list(new File(path, "weights"))) {
-            if (!file.getName().equals(serving + ".safetensors")) {
+            if (serving == null || !file.equals(weightsPath(serving)) && !file.equals(judgedPath(serving))) {
                 Files.delete(file);
             }
         }
@@ -344,6 +368,10 @@ public final class DeviceHome implements Closeable {
                 }
             }
         }
+    }
+
+    private File judgedPath(String version) {
+        return new File(new File(path, "weights"), version + ".judged.safetensors");
     }
 
     private File weightsPath(String version) {

@@ -287,7 +287,7 @@ public final class Round {
             public void run() {
                 try (Model before = new Model(home.manifest(served, key), engine, home.blobs)) {
                     Local mine = new Local(home.store, before, progress.inputs.until);
-                    Weights weights = home.activeWeights(before);
+                    Weights weights = home.judgedWeights(before);
                     LocalTable table = before.table(mine.everything.ids(Model.VOCABULARY), weights, null);
                     progress.aucPrevious = mine.heldOut.size() == 0 ? null
                             : Metrics.auc(mine.heldOut.labels, before.logits(mine.heldOut, table, weights));
@@ -438,7 +438,7 @@ public final class Round {
         phase("judge", new Runnable() {
             @Override
             public void run() {
-                Weights active = home.activeWeights(model);
+                Weights active = home.judgedWeights(model);
                 float[] was = model.logits(local.heldOut, model.table(ids(), active, rows()), active);
                 float[] is = model.logits(local.heldOut, table, tuned);
                 progress.verdict = Personalize.judge(local.heldOut.labels, was, is, model.manifest.settings);
@@ -463,7 +463,9 @@ public final class Round {
             @Override
             public void run() {
                 if (better) {
-                    home.placeWeights(id, new File(files, progress.files.containsKey("learned") ? "learned" : "tuned"));
+                    File tuned = new File(files, "tuned");
+                    boolean learned = progress.files.containsKey("learned");
+                    home.placeWeights(id, learned ? new File(files, "learned") : tuned, learned ? tuned : null);
                 }
             }
         });
