@@ -80,7 +80,7 @@ def test_a_device_personalizes_ranks_and_reports_on_each_engine(machine, publish
     assert (first["local"], first["candidates"]) == (60, 60)
     assert 0 < first["kept"] <= 60
     phases = [phase["phase"] for phase in first["phases"]]
-    assert phases == ["pull", "self-test", "encode", "match", "filter", "tune", "judge", "activate", "clean"]
+    assert phases == ["pull", "self-test", "encode", "match", "filter", "tune", "judge", "tune", "activate", "clean"]
 
     second = machine.result("device", "run", "--home", home, "--engine", engine)["rows"][0]
     assert "self-test" not in [phase["phase"] for phase in second["phases"]], "an engine is tested once a bundle"

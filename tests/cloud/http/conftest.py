@@ -20,7 +20,7 @@ from cloud.http import ServerLimits, Services, create_app
 from cloud.http.serving import guarded
 from cloud.matching import FaissStore
 from cloud.pool import Pool
-from device_runtime.bundle import BlobStore, FileRef, Manifest, RoundSettings, TableEntry
+from device_runtime.bundle import FORMAT, BlobStore, FileRef, Manifest, RoundSettings, TableEntry
 from device_runtime.errors import InputError
 from device_runtime.identity import Signer, device_id
 from device_runtime.messages import BundleRef, Capability, Enrolment, to_json
@@ -145,7 +145,7 @@ def services(tmp_path: Path, clock: Clock) -> Iterator[Services]:
     nothing = FileRef("0" * 64, 0, 0, "none")
     signer = Signer.create(tmp_path / "answer.key")
     manifest = Manifest(
-        format=1, name="tiny", version=3, created="", model="none", schema=SCHEMA, encoder=ENCODER, width=WIDTH,
+        format=FORMAT, name="tiny", version=3, created="", model="none", schema=SCHEMA, encoder=ENCODER, width=WIDTH,
         filter_from=0, graphs={}, weights=nothing, classifier=nothing,
         tables={"item": TableEntry(ITEMS + 1, ("item.weight",), ())},
         settings=RoundSettings(matching="nearest"), answer_key=signer.public,

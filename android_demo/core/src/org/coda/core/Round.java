@@ -476,8 +476,14 @@ public final class Round {
 
     private String conclude() {
         model();
-        final boolean evaluates = options.evaluate && transport.stale.contains("evaluation");
-        final Augmentation found = evaluates ? augmentation() : null;
+        if (options.evaluate && transport.stale.contains("evaluation")) {
+            phase("evaluate", new Runnable() {
+                @Override
+                public void run() {
+                    evaluate(augmentation());
+                }
+            });
+        }
         phase("clean", new Runnable() {
             @Override
             public void run() {
@@ -494,14 +500,6 @@ public final class Round {
                 @Override
                 public void run() {
                     Contributing.contribute(home.store, transport, local(), compressor);
-                }
-            });
-        }
-        if (evaluates) {
-            phase("evaluate", new Runnable() {
-                @Override
-                public void run() {
-                    evaluate(found);
                 }
             });
         }

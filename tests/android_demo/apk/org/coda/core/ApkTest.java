@@ -80,12 +80,12 @@ public class ApkTest {
         try (Engine.Graph graph = engine.load(new File(vectors, "score.pte"), spec("score"))) {
             Map<String, Tensor> given = new LinkedHashMap<>(tensors("score.in"));
             String feature = spec("score").of("feature").get(0).name;
-            given.put(feature, Tensor.of(new long[3], 3));
+            given.put(feature, Tensor.of(new long[3], 3, 1));
             try {
                 graph.run(given);
                 fail();
             } catch (EngineError error) {
-                assertTrue(error.getMessage(), error.getMessage().contains("given int64 [3]"));
+                assertTrue(error.getMessage(), error.getMessage().contains("given int64 [3, 1]"));
             }
             assertEquals(tensors("score.out").keySet(), graph.run(tensors("score.in")).keySet());
         }
