@@ -246,7 +246,7 @@ def _try(
     if golden is not None:
         self_test(engine, graph, values, batch, rate, golden)
         return golden
-    bounds = {t.name: largest[t.name] for t in spec.of("attribute") if t.table}
+    bounds = {t.name: largest[t.name] for t in spec.of("attribute") if t.table and t.name in largest}
     return msgspec.structs.replace(golden_steps(engine, graph, values, batch, rate), largest=bounds)
 
 

@@ -9,14 +9,17 @@ import torch
 
 from device_runtime.bundle import BlobStore, RoundSettings, files_of, open_manifest, unpack_file
 from device_runtime.engines import open_engine
+from device_runtime.engines.selftest import self_test, trial
 from device_runtime.errors import InputError, TrustError, WireError
 from device_runtime.identity import Signer
 from device_runtime.messages import to_json
 from device_runtime.model import TASTE, Model
 from device_runtime.samples import Ragged, SampleBatch
 from export.command import read_settings
+from export.models.base import Catalogue
+from export.models.lr import LR
 from export.package import Source, build, read_ref
-from tests.export.conftest import ITEMS, random_features
+from tests.export.conftest import CATEGORIES, HISTORY, ITEMS, random_features
 
 
 def _opened(folder):
@@ -93,6 +96,29 @@ def test_tastes_travel_as_bytes_beside_the_rows_that_graphs_take(small_din, tmp_
     assert all(TASTE not in {t.name for t in entry.spec.inputs} for entry in manifest.graphs.values())
     plain = build(dataclasses.replace(source, tastes=None), tmp_path / "plain", **built)
     assert plain.encoder == manifest.encoder and TASTE not in plain.tables["item"].tensors
+
+
+def test_rows_may_carry_fractions_that_do_not_train(small_din, tmp_path):
+    """As LR's codes of items do."""
+    catalogue = Catalogue(ITEMS, CATEGORIES, small_din.item_categories)
+    keys = ["", *(f"item-{i}" for i in range(1, ITEMS))]
+    source = Source("toy", "LR", LR(catalogue, history=HISTORY, code=4), keys, 4.0, {}, RoundSettings())
+    signer = Signer.create(tmp_path / "release.key")
+    onnx = open_engine("onnx")
+    manifest = build(
+        source,
+        tmp_path / "bundle",
+        version=1,
+        signer=signer,
+        answer_key=signer.public,
+        engines=[onnx],
+        progress=lambda _: None,
+    )
+    golden = manifest.graphs["step"].golden
+    assert set(golden.largest) == {"item_categories"} and "code" in manifest.tables["item"].tensors
+    model = Model.open(manifest, onnx, BlobStore(tmp_path / "bundle" / "blobs"))
+    values, batch = trial(manifest.graphs["step"].spec, model.base.dense, golden.largest)
+    self_test(onnx, model.graph("step"), values, batch, source.settings.rate, golden)
 
 
 def test_a_bundle_without_weights_is_small(published):
