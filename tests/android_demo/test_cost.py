@@ -27,8 +27,10 @@ FULL = os.environ.get("CODA_COST") == "full"
 def published(published, tmp_path):
     if not FULL:
         return published
-    publish_tastes(tmp_path, items=2000, each=160, local=100, candidates=500)
-    return published_in(tmp_path)
+    world = tmp_path / "world"
+    world.mkdir()
+    publish_tastes(world, items=2000, each=160, local=100, candidates=500)
+    return published_in(world)
 
 
 def test_the_java_part_of_a_first_round_and_of_a_daily_one(device, serving, published, tmp_path, record_property):
