@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from device_runtime import filtering
+from device_runtime.bundle import RoundSettings
 from device_runtime.candidates import as_own, with_history_of
 from device_runtime.filtering import Filtered
 from device_runtime.local import Local
@@ -36,18 +37,32 @@ def chosen(
 
     embeddings: of the samples that are trained on, float32 [train, width]. table: rows of all items of both.
     """
-    settings, start = model.manifest.settings, model.manifest.filter_from
+    settings = model.manifest.settings
     mine = as_own(candidates, local.everything, local.train, model, table, settings)
-    found = filtering.filter_candidates(
+    return mine, filtered(model, local.train, embeddings, mine, model.encode(mine, table), settings, rng)
+
+
+def filtered(
+    model: Model,
+    train: SampleBatch,
+    embeddings: Float32,
+    candidates: SampleBatch,
+    theirs: Float32,
+    settings: RoundSettings,
+    rng: np.random.Generator,
+) -> Filtered:
+    """What the filter says of candidates. embeddings: float32 [train, width]. theirs: of the candidates, float32 [n,
+    width]."""
+    start = model.manifest.filter_from
+    return filtering.filter_candidates(
         model.graph("classifier_score"),
         model.graph("classifier_step"),
         model.classifier,
-        filtering.classifier_inputs(embeddings, local.train.labels, start),
-        filtering.classifier_inputs(model.encode(mine, table), mine.labels, start),
+        filtering.classifier_inputs(embeddings, train.labels, start),
+        filtering.classifier_inputs(theirs, candidates.labels, start),
         settings,
         rng,
     )
-    return mine, found
 
 
 def augmentation(

@@ -386,10 +386,11 @@ class Round:
                 return
             task = from_json(answer.body, Task, "the evaluation")
             table = self.model.table(self._ids(), self.model.base, self.rows)
-            local, found = self.local, self._augmentation()
             if task.period == "validation":
-                local = evaluating.before_the_judged(local, self.model.manifest.settings)
-                found = self._augmentation_for(local, table) if found else None
+                local = evaluating.before_the_judged(self.local, self.model.manifest.settings)
+                found = self._augmentation_for(local, table)
+            else:
+                local, found = self.local, self._augmentation()
             kept, weights = (found.kept, found.weights) if found else (None, None)
             seed = stream_of(self.progress, "filtered")  # as the round itself tuned
             metrics = evaluating.evaluate(self.model, task, evaluating.Material(local, table, kept, weights), seed)
@@ -401,7 +402,7 @@ class Round:
 
     def _augmentation_for(self, local: Local, table: LocalTable) -> Augmentation | None:
         """What the filter would keep for a user of whom less is known: what is held out must not tell it anything."""
-        if self.answer is None:
+        if self.answer is None or "filter" not in self.progress.files:
             return None
         rng = np.random.default_rng(stream_of(self.progress, "matched"))
         candidates = self.answer.candidates

@@ -19,7 +19,7 @@ import numpy as np
 from cloud.evaluation import leaks
 from cloud.evaluation.cloud_side import Cloud, PoolBefore, token
 from cloud.evaluation.protocols import Case
-from device_runtime import filtering, personalize, query
+from device_runtime import augmenting, personalize, query
 from device_runtime.bundle import RoundSettings
 from device_runtime.candidates import as_own
 from device_runtime.filtering import Filtered
@@ -172,15 +172,14 @@ class Device:
     def filtered(self, candidates: SampleBatch, name: str, settings: RoundSettings | None = None) -> Filtered:
         mine = self.embeddings(self.parts.local, "local")[: len(self.parts.train)]
         theirs = self.embeddings(candidates, name)
-        start = self.model.manifest.filter_from
         return self.stage(
             f"filter {name}",
-            lambda: filtering.filter_candidates(
-                self.model.graph("classifier_score"),
-                self.model.graph("classifier_step"),
-                self.model.classifier,
-                filtering.classifier_inputs(mine, self.parts.train.labels, start),
-                filtering.classifier_inputs(theirs, candidates.labels, start),
+            lambda: augmenting.filtered(
+                self.model,
+                self.parts.train,
+                mine,
+                candidates,
+                theirs,
                 settings or self.settings,
                 self.rng("filter"),
             ),

@@ -14,7 +14,7 @@ import numpy as np
 
 from device_runtime.engines.spec import BATCH_ROLES, Array, Arrays, GraphSpec, TensorSpec
 
-KEPT = 4
+KEPT = 3
 """Sizes of batches that memory is kept for: an epoch has calls of as many steps as may be, one of the other steps, and
 one of the samples that are left."""
 
