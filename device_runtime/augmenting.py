@@ -13,7 +13,7 @@ from device_runtime.candidates import as_own, with_history_of
 from device_runtime.filtering import Filtered
 from device_runtime.local import Local
 from device_runtime.model import Model
-from device_runtime.samples import Float32, Int64, SampleBatch
+from device_runtime.samples import Float32, Float64, Int64, SampleBatch
 from device_runtime.tables import LocalTable
 
 
@@ -38,8 +38,9 @@ def chosen(
     embeddings: of the samples that are trained on, float32 [train, width]. table: rows of all items of both.
     """
     settings = model.manifest.settings
-    mine = as_own(candidates, local.everything, local.train, model, table, settings)
-    return mine, filtered(model, local.train, embeddings, mine, model.encode(mine, table), settings, rng)
+    mine, change = as_own(candidates, local.everything, local.train, model, table, settings)
+    theirs = model.encode(mine, table) if settings.classifier_epochs else None
+    return mine, filtered(model, local.train, embeddings, mine, theirs, change, settings, rng)
 
 
 def filtered(
@@ -47,12 +48,15 @@ def filtered(
     train: SampleBatch,
     embeddings: Float32,
     candidates: SampleBatch,
-    theirs: Float32,
+    theirs: Float32 | None,
+    change: Float64 | None,
     settings: RoundSettings,
     rng: np.random.Generator,
 ) -> Filtered:
     """What the filter says of candidates. embeddings: float32 [train, width]. theirs: of the candidates, float32 [n,
-    width]."""
+    width]; None leaves the classifier out. change: see `as_own`."""
+    if theirs is None:
+        return filtering.without_classifier(len(candidates), change, settings)
     start = model.manifest.filter_from
     return filtering.filter_candidates(
         model.graph("classifier_score"),
@@ -60,6 +64,7 @@ def filtered(
         model.classifier,
         filtering.classifier_inputs(embeddings, train.labels, start),
         filtering.classifier_inputs(theirs, candidates.labels, start),
+        change,
         settings,
         rng,
     )
@@ -68,7 +73,8 @@ def filtered(
 def augmentation(
     model: Model, candidates: SampleBatch, local: Local, kept: Int64, labels: Float32, weights: Float32
 ) -> Augmentation:
-    """kept, labels, weights: of a `Filtered`."""
+    """candidates: as they were answered. kept, weights: of a `Filtered`. labels: float32 [kept], those that they have
+    for this user."""
     samples = candidates.take(kept)
     if model.manifest.settings.matching == "pooled":
         samples = with_history_of(samples, local.everything)

@@ -123,9 +123,9 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tastes: pooled candidates are also moved by what the user's own labels say of them (docs/adr/0010).
 
     classifier_epochs, classifier_rate: of the filter's training; 0 epochs leave the filter out. threshold: candidates
-    below this probability of being the user's own are dropped. keep: candidates kept, at most. ratio_bound: how far the
-    classifier's density ratio may move a candidate, as a factor of its odds. density_weights: kept samples weigh by
-    their probability of being the user's own, instead of 1 each.
+    below this probability of being the user's own are dropped. keep: candidates kept, at most: those that are worth
+    most (`filtering`). ratio_bound: how many times as likely, or as unlikely, the classifier may call a candidate.
+    density_weights: kept samples weigh by their probability of being the user's own, instead of 1 each.
 
     outside_weight: of a kept sample, before its density weight, a local one being 1. label_correction: before tuning,
     the mean of the labels is moved to that of the model's own predictions, for local and kept samples apart, so that
@@ -138,8 +138,8 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     items toward their soft labels, by `table_rate` as a probe (docs/adr/0010). 0: they join the passes. row_share: how
     far, in logits: a part of the way gives most of the gain, and scatters less over users.
     judge: whether held-out samples may refuse the result. tolerance: standard errors by which the held-out loss may be
-    worse without that being taken as evidence of harm. learn_held_out: weights that may serve then learn from the
-    held-out samples too, which are the newest, by the same passes.
+    worse without that being taken as evidence of harm, for many samples. learn_held_out: weights that may serve are
+    tuned anew on all local samples, the held-out ones too, which are the newest.
     """
 
     matching: Literal["nearest", "pooled"] = "pooled"
@@ -151,14 +151,14 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shrinkage: float = 10.0
     near_shrinkage: float = 30.0
     tastes: bool = True
-    min_local: int = 8
+    min_local: int = 4
     holdout: float = 0.2
     classifier_epochs: int = 5
     classifier_rate: float = 0.01
     threshold: float = 0.0
-    keep: int = 2000
-    ratio_bound: float = 1.5
-    density_weights: bool = True
+    keep: int = 1500
+    ratio_bound: float = 20.0
+    density_weights: bool = False
     outside_weight: float = 2.0
     label_correction: bool = False
     epochs: int = 3

@@ -31,13 +31,14 @@ def as_own(
     model: Model,
     table: LocalTable,
     settings: RoundSettings,
-) -> SampleBatch:
-    """Candidates with soft labels and the history of the newest local sample; those that were not pooled as they are.
+) -> tuple[SampleBatch, Float64 | None]:
+    """(candidates with soft labels and the history of the newest local sample, by how much the logit of each label
+    differs from the model's, float64 [n]); those that were not pooled as they are, and None.
 
     local: local samples, oldest first. known: those of them whose labels may be looked at. table: base rows of all.
     """
     if settings.matching != "pooled" or not len(candidates):
-        return candidates
+        return candidates, None
     own = with_history_of(candidates, local)
     offset = np.zeros(len(table))
     at = table.local(_items(candidates))
@@ -48,7 +49,7 @@ def as_own(
         logit = model.logits(known, table, model.base) + offset[mine]
         offset += taste @ own_taste(taste[mine], logit, known.labels)
     labels: Float32 = sigmoid(model.logits(own, table, model.base) + offset[at]).astype(np.float32)
-    return SampleBatch(own.schema, own.columns, labels)
+    return SampleBatch(own.schema, own.columns, labels), offset[at]
 
 
 def offsets(labels: Float32) -> Float64:

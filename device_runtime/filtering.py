@@ -4,10 +4,14 @@ CoDA (arXiv 2201.10382) trains it on the device, local samples against outside o
 outside class and what is to be judged, so they are cross-fitted: each half is scored by a classifier that was
 trained against the other half, and none is pushed out merely because it was itself a negative.
 
+Its logit is that of the ratio of densities between the user and the outside (Sugiyama et al., 2008): how many times as
+likely this user is to meet a sample. Single samples are preferred by that ratio alone. Pooled ones change the model by
+as much as their labels differ from its predictions, so what such a candidate is worth is the ratio times the square of
+that change: the squared error, in logits, that it takes from what the user will meet.
+
 A candidate with a soft label m stands for two: one liked, of mass m, and one not, of mass 1 - m. The classifier judges
-both, and what it says of the ratio of densities between the user and the outside (Sugiyama et al., 2008) corrects the
-label: m' = m r1 / (m r1 + (1 - m) r0). Soft labels themselves are never shown to it: local labels are hard, so it could
-tell the sides apart at a glance.
+both, and the candidate's ratio is their mean. Soft labels themselves are never shown to it: local labels are hard, so
+it could tell the sides apart at a glance.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import numpy as np
 
 from device_runtime.bundle import RoundSettings
 from device_runtime.engines import Array, Graph
-from device_runtime.samples import Float32, Int64
+from device_runtime.samples import Float32, Float64, Int64
 from device_runtime.trainer import initial_state, scores, train
 
 _FOLDS = 2
@@ -28,12 +32,11 @@ _FOLDS = 2
 @dataclass(frozen=True)
 class Filtered:
     """kept: int64 positions among the candidates, best first. scores: float32 [candidates], the probability of being
-    the user's own. weights: float32 [kept]: that probability, or ones. labels: float32 [kept], those to train on."""
+    the user's own. weights: float32 [kept]: that probability, or ones."""
 
     kept: Int64
     scores: Float32
     weights: Float32
-    labels: Float32
 
 
 def classifier_inputs(embeddings: Float32, labels: Float32, filter_from: int) -> Float32:
@@ -47,18 +50,19 @@ def filter_candidates(
     initial: Mapping[str, Array],
     local_x: Float32,
     candidate_x: Float32,
+    change: Float64 | None,
     settings: RoundSettings,
     rng: np.random.Generator,
 ) -> Filtered:
-    """Train the classifier and keep the candidates inside its boundary, at most `keep`.
+    """Train the classifier and keep the candidates inside its boundary that are worth most, at most `keep`.
 
-    local_x, candidate_x: from `classifier_inputs`. initial: the classifier's weights as shipped.
+    local_x, candidate_x: from `classifier_inputs`. initial: the classifier's weights as shipped. change: float64 [n],
+    by how much the logits of candidates' labels differ from the model's; None where they are other users' samples.
     """
     count = len(candidate_x)
     liked = np.clip(candidate_x[:, -1] + 0.5, 0, 1)
     if count < _FOLDS or not settings.classifier_epochs:
-        kept = np.arange(count, dtype=np.int64)[: settings.keep]
-        return Filtered(kept, np.full(count, 0.5, np.float32), np.ones(len(kept), np.float32), liked[kept])
+        return without_classifier(count, change, settings)
     halves = np.concatenate([_labelled(candidate_x, 1), _labelled(candidate_x, 0)])
     mass = np.concatenate([liked, 1 - liked])
     logit = np.zeros(2 * count, np.float32)
@@ -70,13 +74,24 @@ def filter_candidates(
         logit[fold == number] = scores(score, {n: weights[n] for n in initial}, judged)
     bound = float(np.log(settings.ratio_bound))
     ratio = np.exp(np.clip(logit, -bound, bound))
-    of_liked, of_not = liked * ratio[:count], (1 - liked) * ratio[count:]
-    density = of_liked + of_not
+    density = liked * ratio[:count] + (1 - liked) * ratio[count:]
     probability = (density / (1 + density)).astype(np.float32)
-    order = np.argsort(-probability, kind="stable")
-    kept = order[probability[order] >= settings.threshold][: settings.keep]
+    kept = _foremost(density, change)
+    kept = kept[probability[kept] >= settings.threshold][: settings.keep]
     weights_kept = probability[kept] if settings.density_weights else np.ones(len(kept), np.float32)
-    return Filtered(kept, probability, weights_kept, (of_liked / density)[kept].astype(np.float32))
+    return Filtered(kept, probability, weights_kept)
+
+
+def without_classifier(count: int, change: Float64 | None, settings: RoundSettings) -> Filtered:
+    """Those that change the model most; in the order that they came in, where that is not known."""
+    kept = _foremost(np.ones(count), change)[: settings.keep]
+    return Filtered(kept, np.full(count, 0.5, np.float32), np.ones(len(kept), np.float32))
+
+
+def _foremost(density: Float64, change: Float64 | None) -> Int64:
+    """int64 [n]: positions, best first; of equals, the first ones."""
+    worth = density if change is None else density * change**2
+    return np.argsort(-worth, kind="stable")
 
 
 def _labelled(x: Float32, label: int) -> Float32:

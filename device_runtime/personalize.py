@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +21,8 @@ from device_runtime.wire import Rows
 
 _ROUNDING = 1e-6
 """Log loss that float32 logits cannot tell apart."""
+_RARE = 700.0
+"""Largest number whose exponential a float holds: what is rarer is never seen."""
 
 
 def split(n: int, holdout: float) -> tuple[Int64, Int64]:
@@ -30,6 +33,11 @@ def split(n: int, holdout: float) -> tuple[Int64, Int64]:
     judged = min(max(round(n * holdout), 1), max(n - 1, 0))
     positions = np.arange(n, dtype=np.int64)
     return positions[: n - judged], positions[n - judged :]
+
+
+def enough(n: int, settings: RoundSettings) -> bool:
+    """Whether so many local samples are worth a round: one to train on and one to judge by, at the very least."""
+    return n >= max(settings.min_local, 2)
 
 
 def corrected(labels: Float32, prior: float) -> Float32:
@@ -102,19 +110,25 @@ def learn_held_out(
     model: Model,
     tuned: Weights,
     table: LocalTable,
-    held_out: SampleBatch,
+    everything: SampleBatch,
+    kept: SampleBatch | None,
+    kept_weights: Float32 | None,
     settings: RoundSettings,
     rng: np.random.Generator,
 ) -> Weights:
-    """What tuned weights become by the settings' passes over what the judge has looked at, once they may serve.
+    """What serves in place of tuned weights that may: tuned anew, from the bundle's weights, on all local samples.
 
-    Those are a user's newest samples, which say most of what comes next, and nothing is left to be judged.
-    table: of at least the held-out samples' rows and the personal ones, these laid over it.
+    Held-out samples are the newest, which say most of what comes next, and nothing is left to be judged; a few more
+    passes over them alone would forget the others (docs/adr/0019). Rows that were moved for kept samples by
+    `row_steps` stay as they are: what moved them hardly depends on a few local samples more.
+    table: base rows of all local samples and of the kept ones.
 
     Raises:
         EngineError: the training diverged; nothing of it is returned.
     """
-    return tuned.followed_by(tune(model, tuned, table, held_out, None, None, settings, rng))
+    if settings.row_steps:
+        return tuned.followed_by(tune(model, model.base, table, everything, None, None, settings, rng))
+    return tune(model, model.base, table, everything, kept, kept_weights, settings, rng)
 
 
 def _passes(
@@ -190,19 +204,23 @@ def judge(labels: Float32, before: Float32, after: Float32, settings: RoundSetti
 
     A user holds out a handful of samples, on which a good change loses nearly as often as it wins; so weights are
     refused on evidence of harm only, not for want of proof. Evidence is a mean log loss that is worse by more than
-    `tolerance` standard errors, compared at the same mean logit: a shift of all scores ranks nothing.
+    `tolerance` standard errors, or as many more as Student's t asks for so few samples, compared at the same mean
+    logit: a shift of all scores ranks nothing.
     labels, before, after: float32 [n]; the latter two are logits under the weights that serve now and the new ones.
     """
     finite = bool(np.isfinite(after).all())
     level = after - after.mean() + before.mean() if finite and len(after) else after
     harm = losses(labels, level) - losses(labels, before)
-    error = float(harm.std(ddof=1) / np.sqrt(len(harm))) if len(harm) > 1 else 0.0
+    freedom = len(harm) - 2  # both the mean harm and the mean logit are taken from these samples
+    error = float(harm.std(ddof=2) / np.sqrt(len(harm))) if freedom > 0 else 0.0
     loss_before, loss_after = log_loss(labels, before), log_loss(labels, after)
     if not finite:
         activate, reason = False, "the new weights give scores that are not finite"
     elif not settings.judge:
         activate, reason = True, "the judge is off"
-    elif harm.mean() > settings.tolerance * error + _ROUNDING:
+    elif freedom < 1:
+        activate, reason = True, f"too few held-out samples to give evidence of harm: {len(harm)}"
+    elif harm.mean() > students(settings.tolerance, freedom) * error + _ROUNDING:
         activate = False
         reason = f"held-out log loss rose by {harm.mean():.4f}, its standard error being {error:.4f}"
     else:
@@ -217,3 +235,10 @@ def judge(labels: Float32, before: Float32, after: Float32, settings: RoundSetti
         auc_before=auc(labels, before),
         auc_after=auc(labels, after),
     )
+
+
+def students(normal: float, freedom: int) -> float:
+    """The quantile of Student's t that is as rare as this one of the normal distribution, by the inverse of Wallace's
+    approximation (1959), which is within 5 % for a tolerance of 2 and 2 degrees of freedom, above it for 1."""
+    scaled = normal * (8 * freedom + 3) / (8 * freedom + 1)
+    return math.sqrt(freedom * math.expm1(min(scaled**2 / freedom, _RARE)))

@@ -250,7 +250,7 @@ class Round:
             local = self.local
             self.progress.local = len(local.train) + len(local.held_out)
             settings = model.manifest.settings
-            if self.progress.local < settings.min_local:
+            if not personalize.enough(self.progress.local, settings):
                 self.progress.outcome = "too few samples"
                 return "done"
             everything = local.everything
@@ -303,7 +303,7 @@ class Round:
                 float(candidates.labels.mean()),
             )
             self.progress.kept = len(kept)
-            made = {"kept": found.kept, "weights": found.weights, "labels": found.labels}
+            made = {"kept": found.kept, "weights": found.weights, "labels": kept.labels}
             self._keep("filter", save_safetensors(made))
         return "filtered"
 
@@ -345,7 +345,11 @@ class Round:
             self.progress.outcome = "activated" if self.progress.verdict.activate else "kept"
         if self.progress.verdict.activate and settings.learn_held_out:
             with self.meter.phase("tune"):
-                learned = personalize.learn_held_out(model, tuned, table, local.held_out, settings, self._rng())
+                base, found = model.table(self._ids(), model.base, self.rows), self._augmentation()
+                kept, weights = (found.kept, found.weights) if found else (None, None)
+                learned = personalize.learn_held_out(
+                    model, tuned, base, local.everything, kept, weights, settings, self._rng()
+                )
                 self._keep("learned", save_safetensors(learned.tensors()))
         return "judged"
 
@@ -406,8 +410,8 @@ class Round:
             return None
         rng = np.random.default_rng(stream_of(self.progress, "matched"))
         candidates = self.answer.candidates
-        _, found = chosen(self.model, candidates, local, self._embeddings(local), table, rng)
-        return augmentation(self.model, candidates, local, found.kept, found.labels, found.weights)
+        mine, found = chosen(self.model, candidates, local, self._embeddings(local), table, rng)
+        return augmentation(self.model, candidates, local, found.kept, mine.labels[found.kept], found.weights)
 
     def _contribute(self) -> None:
         """Samples that have been handed over before are not handed over again."""

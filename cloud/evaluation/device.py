@@ -26,7 +26,7 @@ from device_runtime.filtering import Filtered
 from device_runtime.local import personal_table
 from device_runtime.meter import Meter
 from device_runtime.model import VOCABULARY, Weights
-from device_runtime.samples import Column, Float32, Ragged, SampleBatch
+from device_runtime.samples import Column, Float32, Float64, Ragged, SampleBatch
 from device_runtime.stream import samples
 from device_runtime.tables import LocalTable
 from device_runtime.wire import MatchAnswer, MatchQuery, decode_answer, encode_query
@@ -119,7 +119,14 @@ class Device:
         return self.model.table(ids, self.model.base)
 
     def matched(self, settings: RoundSettings | None = None, profile: Float32 | None = None) -> SampleBatch:
-        """The candidates for the user's query, as the user would meet them.
+        """The candidates of `offered` alone."""
+        return self.offered(settings, profile)[0]
+
+    def offered(
+        self, settings: RoundSettings | None = None, profile: Float32 | None = None
+    ) -> tuple[SampleBatch, Float64 | None]:
+        """The candidates for the user's query, as the user would meet them, and by how much they would change the model
+        (`as_own`).
 
         settings: if not the round's. profile: float32 [1, width], asked with instead of the user's own.
         """
@@ -138,7 +145,7 @@ class Device:
         body = self.stage(f"query {name}", ask, lambda body: Spent(bytes_up=len(body)))
         found = self.received(name, lambda: self.cloud.match(body, self.pool, self.token, used))
 
-        def own() -> SampleBatch:
+        def own() -> tuple[SampleBatch, Float64 | None]:
             return as_own(
                 found, self.parts.local, self.parts.train, self.model, self.table(self.parts.local, found), used
             )
@@ -169,9 +176,19 @@ class Device:
         self._used.add(key)
         return cast(MatchAnswer, self._done[key][0]).candidates
 
-    def filtered(self, candidates: SampleBatch, name: str, settings: RoundSettings | None = None) -> Filtered:
+    def filtered(
+        self,
+        candidates: SampleBatch,
+        change: Float64 | None,
+        name: str = "coda",
+        settings: RoundSettings | None = None,
+        query: str = "",
+    ) -> Filtered:
+        """What the filter says of offered candidates. name: of the settings, if not the round's. query: what tells
+        the candidates from those of the round's own query."""
+        used = settings or self.settings
         mine = self.embeddings(self.parts.local, "local")[: len(self.parts.train)]
-        theirs = self.embeddings(candidates, name)
+        theirs = self.embeddings(candidates, f"match {query}") if used.classifier_epochs else None
         return self.stage(
             f"filter {name}",
             lambda: augmenting.filtered(
@@ -180,7 +197,8 @@ class Device:
                 mine,
                 candidates,
                 theirs,
-                settings or self.settings,
+                change,
+                used,
                 self.rng("filter"),
             ),
         )
@@ -211,10 +229,17 @@ class Device:
         count = (0 if mine else len(local)) + (0 if kept is None else len(kept))
         return self.stage(f"tune {name}", tune, lambda _: Spent(kept=count))
 
-    def judged(self, name: str, weights: Weights, settings: RoundSettings | None = None) -> Weights:
+    def judged(
+        self,
+        name: str,
+        weights: Weights,
+        settings: RoundSettings | None = None,
+        kept: SampleBatch | None = None,
+        kept_weights: Float32 | None = None,
+    ) -> Weights:
         """The weights if the judge lets them serve, with what they learn of held-out samples then; else the bundle's.
 
-        settings: if not the round's.
+        settings: if not the round's. kept, kept_weights: what they were tuned on beside local samples.
         """
         used = settings or self.settings
 
@@ -226,8 +251,11 @@ class Device:
                 return self.model.base
             if not used.learn_held_out:
                 return weights
-            table = personal_table(self.table_for(weights, held_out), weights)
-            return personalize.learn_held_out(self.model, weights, table, held_out, used, self.rng("learn"))
+            local = self.parts.local
+            table = self.table(local) if kept is None else self.table(local, kept)
+            return personalize.learn_held_out(
+                self.model, weights, table, local, kept, kept_weights, used, self.rng("learn")
+            )
 
         return self.stage(f"judge {name}", judge)
 
@@ -245,7 +273,7 @@ class Device:
     @property
     def enough(self) -> bool:
         """Whether a round is run at all."""
-        return len(self.parts.local) >= self.settings.min_local
+        return personalize.enough(len(self.parts.local), self.settings)
 
     @cached_property
     def pool(self) -> PoolBefore:

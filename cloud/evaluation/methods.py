@@ -5,7 +5,6 @@ To add one: write such a function over `Device`'s stages and name it in `METHODS
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -76,28 +75,27 @@ def matched_only(device: Device) -> Weights:
     return device.tuned("matched", none, others, weights) if len(others) else device.model.base
 
 
-def coda(device: Device, name: str = "coda", *, classifier: bool = True, judge: bool = True, **off: Any) -> Weights:
+def coda(device: Device, name: str = "coda", *, by_chance: bool = False, judge: bool = True, **off: Any) -> Weights:
     """As in `device_runtime.round`: match, filter, tune on the training part, judge on the held-out one.
 
-    Without the classifier, as many candidates as it may keep are kept at random, with the labels that they came with.
-    off: round settings that differ.
+    by_chance: as many candidates as the filter may keep are kept at random. off: round settings that differ.
     """
     if not device.enough:
         return device.model.base
     settings = msgspec.structs.replace(device.settings, **off)
     same = (settings.matching, settings.tastes) == (device.settings.matching, device.settings.tastes)
-    candidates = device.matched(None if same else settings)
-    if classifier:
-        found = device.filtered(candidates, "match" + name.removeprefix("coda"), settings)
-        chosen = dataclasses.replace(candidates.take(found.kept), labels=found.labels)
-        weight = found.weights
+    candidates, change = device.offered(None if same else settings)
+    if not by_chance:
+        found = device.filtered(candidates, change, name, settings, "" if same else name)
+        chosen, weight = candidates.take(found.kept), found.weights
     else:
         chosen = candidates.take(np.sort(device.rng("keep").permutation(len(candidates))[: settings.keep]))
         weight = np.ones(len(chosen), np.float32)
     tuned = device.tuned(name, device.parts.train, chosen, weight, settings)
     if judge:
-        return device.judged(name, tuned, settings)
-    return device.judged(f"{name} unjudged", tuned, msgspec.structs.replace(settings, judge=False))
+        return device.judged(name, tuned, settings, chosen, weight)
+    unjudged = msgspec.structs.replace(settings, judge=False)
+    return device.judged(f"{name} unjudged", tuned, unjudged, chosen, weight)
 
 
 def oracle(device: Device) -> Weights:
@@ -135,6 +133,8 @@ NEAREST: dict[str, Any] = {
     "candidates": 400,
     "threshold": 0.5,
     "keep": 100,
+    "density_weights": True,
+    "ratio_bound": 1.5,
     "outside_weight": 0.3,
     **JOINT,
 }
@@ -152,8 +152,12 @@ METHODS: dict[str, Method] = {
     "mpda-similar": Method(partial(mpda.run, choose=mpda.by_similarity), "MPDA over the most similar users"),
     "coda": Method(coda, "matched, filtered, weighted, tuned, judged"),
     "coda-nearest": Method(partial(coda, name="coda-nearest", **NEAREST), "CoDA that matches single samples"),
+    "coda-no-filter": Method(
+        partial(coda, name="coda-no-filter", by_chance=True), "CoDA that keeps as many candidates at random"
+    ),
     "coda-no-classifier": Method(
-        partial(coda, name="coda-no-classifier", classifier=False), "CoDA that keeps candidates as they come"
+        partial(coda, name="coda-no-classifier", classifier_epochs=0),
+        "CoDA that keeps the candidates that change the model most",
     ),
     "coda-no-tastes": Method(
         partial(coda, name="coda-no-tastes", tastes=False), "CoDA without what own labels say of other items"
@@ -161,8 +165,9 @@ METHODS: dict[str, Method] = {
     "coda-no-row-steps": Method(
         partial(coda, name="coda-no-row-steps", **JOINT), "CoDA that passes over local and kept samples at once"
     ),
-    "coda-no-weights": Method(
-        partial(coda, name="coda-no-weights", density_weights=False), "CoDA whose kept samples weigh 1"
+    "coda-weights": Method(
+        partial(coda, name="coda-weights", density_weights=True, ratio_bound=1.5),
+        "CoDA whose kept samples weigh by their probability of being the user's own",
     ),
     "coda-label-correction": Method(
         partial(coda, name="coda-label-correction", label_correction=True),

@@ -158,10 +158,10 @@ def _examined(device: Device, methods: Sequence[str]) -> UserResult:
 
 
 def _filter_truth(device: Device, truth: Truth) -> FilterTruth | None:
-    candidates = device.matched()
-    found = device.filtered(candidates, "match")
+    candidates, change = device.offered()
+    found = device.filtered(candidates, change)
     origins = device.cloud.origins(candidates) if device.settings.matching == "nearest" else None
-    return examine_filter(truth, device.case.user, candidates, origins, found.kept, found.labels)
+    return examine_filter(truth, device.case.user, candidates, origins, found.kept)
 
 
 def score(labels: Float32, logits: Float32, spent: Spent) -> Score:

@@ -187,19 +187,16 @@ def examine_filter(
     candidates: SampleBatch,
     origins: tuple[Int32, Int64] | None,
     kept: Int64,
-    labels: Float32 | None = None,
 ) -> FilterTruth | None:
     """None where there are no candidates, none is kept, or none is of the user's taste.
 
-    origins: numbers of users int32 [candidates] and seconds int64 [candidates], if known. kept: positions. labels:
-    float32 [kept], where the filter corrects them.
+    origins: numbers of users int32 [candidates] and seconds int64 [candidates], if known. kept: positions.
     """
     likes = truth.likes[user, np.asarray(candidates.columns["item"]) - 1]
     right = np.where(likes, candidates.labels, 1 - candidates.labels)
     if not len(kept) or not right.sum():
         return None
-    corrected = None if labels is None else np.where(likes[kept], labels, 1 - labels)
-    taste = _found(right, kept, corrected)
+    taste = _found(right, kept)
     if origins is None:
         return FilterTruth(None, taste)
     users, times = origins
@@ -207,8 +204,7 @@ def examine_filter(
     return FilterTruth(_found(same_group.astype(np.float64), kept) if same_group.any() else None, taste)
 
 
-def _found(inside: npt.NDArray[np.floating], kept: Int64, corrected: npt.NDArray[np.floating] | None = None) -> Found:
-    """inside: float [candidates], how far each is inside, 0 to 1. corrected: the same of the kept ones, afterwards."""
-    after = inside[kept] if corrected is None else corrected
+def _found(inside: npt.NDArray[np.floating], kept: Int64) -> Found:
+    """inside: float [candidates], how far each is inside, 0 to 1."""
     recall = float(inside[kept].sum() / inside.sum())
-    return Found(float(inside.mean()), float(after.mean()), recall, len(kept) / len(inside))
+    return Found(float(inside.mean()), float(inside[kept].mean()), recall, len(kept) / len(inside))

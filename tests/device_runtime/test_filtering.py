@@ -65,6 +65,7 @@ def test_the_filter_keeps_what_is_like_the_user(model, rng):
         model.classifier,
         local,
         candidates,
+        None,
         SETTINGS,
         rng,
     )
@@ -86,6 +87,7 @@ def test_the_filter_uses_the_label(model, rng):
         model.classifier,
         local,
         classifier_inputs(embeddings[100:], label, 0),
+        None,
         SETTINGS,
         rng,
     )
@@ -98,32 +100,48 @@ def test_hardly_any_candidates_are_no_trouble(model, rng, count):
     local = classifier_inputs(_unit(rng.normal(size=(10, width))), np.ones(10, np.float32), 0)
     found = filter_candidates(
         model.graph("classifier_score"), model.graph("classifier_step"), model.classifier,
-        local, local[:count], SETTINGS, rng,
+        local, local[:count], None, SETTINGS, rng,
     )  # fmt: skip
     assert len(found.scores) == count and np.isfinite(found.scores).all()
 
 
-def _filtered(model, local, candidates, rng, **settings):
+def _filtered(model, local, candidates, rng, change=None, **settings):
     graphs = model.graph("classifier_score"), model.graph("classifier_step")
     given = RoundSettings(**{"classifier_epochs": 20, "classifier_rate": 0.05} | settings)
-    return filter_candidates(*graphs, model.classifier, local, candidates, given, rng)
+    return filter_candidates(*graphs, model.classifier, local, candidates, change, given, rng)
 
 
-def test_soft_labels_move_towards_the_user(model, rng):
+def test_of_pooled_candidates_those_are_kept_that_change_most_of_what_the_user_will_meet(model, rng):
     width = model.manifest.width - model.manifest.filter_from
     mine, other = _unit(rng.normal(size=(2, width)))
-    seen = np.concatenate([_cluster(rng, mine, 40), _cluster(rng, other, 40)])
-    local = classifier_inputs(seen, np.repeat([1, 0], 40).astype(np.float32), 0)
+    local = classifier_inputs(_cluster(rng, mine, 80), np.tile([1, 0], 40).astype(np.float32), 0)
     pool = np.concatenate([_cluster(rng, mine, 80), _cluster(rng, other, 80)])
-    found = _filtered(model, local, classifier_inputs(pool, np.full(160, 0.5, np.float32), 0), rng, ratio_bound=4.0)
-    assert len(found.kept) == 160
-    liked = found.kept < 80
-    assert found.labels[liked].mean() > 0.65 > 0.35 > found.labels[~liked].mean(), "by what this user likes"
-    assert found.labels.min() >= 0.5 / 8.5 - 1e-6 and found.labels.max() <= 8 / 8.5 + 1e-6, "odds bound the change"
-    equal = _filtered(
-        model, local, classifier_inputs(pool, np.full(160, 0.5, np.float32), 0), rng, density_weights=False
+    soft = classifier_inputs(pool, np.full(160, 0.5, np.float32), 0)
+    change = rng.choice([-1.0, 1.0], 160) * np.tile([0.1, 0.5], 80)
+    near, large = np.arange(160) < 80, np.abs(change) > 0.3
+    found = _filtered(model, local, soft, rng, change, keep=40)
+    assert near[found.kept].all() and large[found.kept].all(), "near the user, and not as the model has it"
+    indifferent = _filtered(model, local, soft, rng, keep=80)
+    assert near[indifferent.kept].all() and large[indifferent.kept].mean() == 0.5
+    unfiltered = _filtered(model, local, soft, rng, change, keep=80, classifier_epochs=0)
+    assert large[unfiltered.kept].all() and near[unfiltered.kept].mean() == 0.5
+    huge = _filtered(model, local, soft, rng, np.where(near, change, 100.0), keep=40)
+    assert not near[huge.kept].any(), "what would change the model very much is kept all the same"
+
+
+def test_kept_samples_weigh_by_their_probability_if_asked_to(model, rng):
+    width = model.manifest.width - model.manifest.filter_from
+    mine, other = _unit(rng.normal(size=(2, width)))
+    local = classifier_inputs(_cluster(rng, mine, 80), np.ones(80, np.float32), 0)
+    pool = classifier_inputs(
+        np.concatenate([_cluster(rng, mine, 80), _cluster(rng, other, 80)]), np.ones(160, np.float32), 0
     )
-    assert (equal.weights == 1).all()
+    equal = _filtered(model, local, pool, rng)
+    assert (equal.weights == 1).all() and len(equal.kept) == 160
+    found = _filtered(model, local, pool, rng, density_weights=True, ratio_bound=4.0)
+    np.testing.assert_array_equal(found.weights, found.scores[found.kept])
+    assert found.weights[found.kept < 80].mean() > found.weights[found.kept >= 80].mean() + 0.3
+    assert found.weights.min() >= 0.2 - 1e-6 and found.weights.max() <= 0.8 + 1e-6, "the bound of the ratio holds"
 
 
 def test_soft_labels_alone_tell_nobody_apart(model, rng):
@@ -140,4 +158,3 @@ def test_without_the_classifier_candidates_are_kept_in_order(model, rng):
     x = classifier_inputs(_unit(rng.normal(size=(30, width))), np.linspace(0, 1, 30).astype(np.float32), 0)
     found = _filtered(model, x, x, rng, classifier_epochs=0, keep=20)
     assert found.kept.tolist() == list(range(20)) and (found.weights == 1).all()
-    np.testing.assert_allclose(found.labels, np.linspace(0, 1, 30)[:20], atol=1e-6)

@@ -1,5 +1,8 @@
 """Tuning and judging, on a real exported graph."""
 
+import math
+
+import msgspec
 import numpy as np
 import pytest
 
@@ -9,7 +12,7 @@ from device_runtime.engines import open_engine
 from device_runtime.local import personal_table
 from device_runtime.metrics import log_loss
 from device_runtime.model import TASTE, VOCABULARY, Model, Weights
-from device_runtime.personalize import corrected, judge, learn_held_out, split, tune
+from device_runtime.personalize import corrected, enough, judge, learn_held_out, split, students, tune
 from device_runtime.reach import reach
 from device_runtime.samples import Ragged, SampleBatch
 from device_runtime.tables import LocalTable
@@ -116,7 +119,30 @@ def test_the_judge_copes_with_one_class_and_one_sample():
     ones = np.ones(3, np.float32)
     verdict = judge(ones, np.zeros(3, np.float32), ones, RoundSettings())
     assert verdict.activate and verdict.auc_before is None
-    assert judge(ones[:1], ones[:1], ones[:1], RoundSettings()).activate
+    for few in (1, 2):
+        alone = judge(ones[:few], ones[:few], -9 * ones[:few], RoundSettings())
+        assert alone.activate and "too few held-out samples" in alone.reason, "they show nothing of their own spread"
+
+
+@pytest.mark.parametrize(("freedom", "exact"), [(2, 4.527), (3, 3.307), (4, 2.869), (9, 2.320), (30, 2.087)])
+def test_few_samples_are_asked_for_more_evidence(freedom, exact):
+    """Against the exact quantiles, which are as rare as 2 of the normal distribution."""
+    assert students(2.0, freedom) == pytest.approx(exact, rel=0.05)
+    assert students(2.0, 1) > 13.9 and students(0.0, freedom) == 0 and math.isfinite(students(50.0, 1))
+
+
+@pytest.mark.parametrize("count", [3, 4, 8])
+def test_a_handful_of_samples_hardly_ever_refuses_what_does_nothing(rng, count):
+    before, refused = np.zeros(count, np.float32), []
+    for _ in range(400):
+        labels, noise = rng.integers(0, 2, count).astype(np.float32), 0.1 * rng.normal(size=count).astype(np.float32)
+        refused.append(not judge(labels, before, noise, RoundSettings()).activate)
+    assert np.mean(refused) < 0.1
+
+
+def test_a_round_takes_one_sample_to_train_on_and_one_to_judge_by():
+    assert [enough(n, RoundSettings(min_local=0)) for n in range(4)] == [False, False, True, True]
+    assert not enough(5, RoundSettings(min_local=6)) and enough(6, RoundSettings(min_local=6))
 
 
 def test_half_a_step_is_half_way(model, rng):
@@ -178,7 +204,7 @@ def base_table(model, *batches):
 
 def test_pooled_candidates_take_the_users_newest_history(model, rng):
     local, pooled = samples(model, rng, 10), answered(model, rng, 0.0)
-    found = as_own(pooled, local, local, model, base_table(model, local, pooled), POOLED)
+    found, _ = as_own(pooled, local, local, model, base_table(model, local, pooled), POOLED)
     newest = local.columns["history"].row(9)
     assert all((found.columns["history"].row(i) == newest).all() for i in range(12))
     np.testing.assert_array_equal(found.columns["item"], pooled.columns["item"])
@@ -188,7 +214,8 @@ def test_pooled_candidates_take_the_users_newest_history(model, rng):
 def test_a_label_is_the_models_prediction_for_this_user_moved_by_the_offset(model, rng, offset):
     local, pooled = samples(model, rng, 10), answered(model, rng, offset)
     table = base_table(model, local, pooled)
-    found = as_own(pooled, local, local, model, table, POOLED)
+    found, change = as_own(pooled, local, local, model, table, POOLED)
+    np.testing.assert_allclose(change, np.clip(offset, -4, 4), atol=1e-6)
     moved = sigmoid(model.logits(found, table, model.base) + np.clip(offset, -4, 4))
     np.testing.assert_allclose(found.labels, moved, atol=1e-6)
     np.testing.assert_allclose(offsets(pooled.labels), np.clip(offset, -4, 4), atol=1e-6)
@@ -206,10 +233,10 @@ def test_own_labels_say_something_of_items_never_met_where_tastes_are_known(mode
     local, pooled = samples(model, rng, 30), answered(model, rng, 0.0)
     likes_even = SampleBatch(local.schema, local.columns, 1 - local.columns["item"] % 2.0)
     table, even = with_tastes(model, local, pooled), pooled.columns["item"] % 2 == 0
-    plain = as_own(pooled, likes_even, likes_even, model, table, RoundSettings(tastes=False)).labels
-    moved = as_own(pooled, likes_even, likes_even, model, table, POOLED).labels
+    plain = as_own(pooled, likes_even, likes_even, model, table, RoundSettings(tastes=False))[0].labels
+    moved = as_own(pooled, likes_even, likes_even, model, table, POOLED)[0].labels
     assert (moved[even] > plain[even] + 0.1).all() and (moved[~even] < plain[~even] - 0.1).all()
-    unseen = as_own(pooled, likes_even, likes_even.take(slice(0, 0)), model, table, POOLED).labels
+    unseen = as_own(pooled, likes_even, likes_even.take(slice(0, 0)), model, table, POOLED)[0].labels
     np.testing.assert_array_equal(unseen, plain, "labels that may not be looked at say nothing")
 
 
@@ -240,25 +267,29 @@ def lifted(model, rng, **settings):
     return table, local, found, after - before, asked
 
 
-def test_what_the_judge_saw_is_learned_too_and_the_rest_stays(model, rng):
+def test_what_serves_is_tuned_anew_on_all_local_samples_and_keeps_what_candidates_moved(model, rng):
     local, held_out = samples(model, rng, 30, liked=0.9), samples(model, rng, 30, liked=0.1)
-    whole = base_table(model, local, held_out)
+    everything = SampleBatch.concatenate([local, held_out])
+    item = np.setdiff1d(np.arange(1, ITEMS), everything.ids(VOCABULARY))[:20].astype(np.int32)
+    none = np.zeros(20, np.int32)
+    kept = SampleBatch(local.schema, {"item": item, "history": Ragged(none[:0], none, none)}, none + np.float32(0.9))
+    kept = with_history_of(kept, local)
+    table, weights = base_table(model, everything, kept), np.ones(20, np.float32)
     settings = RoundSettings(rate=0.3, table_rate=3.0, epochs=10, freeze_histories=False)
-    tuned = tune(model, model.base, whole, local, None, None, settings, np.random.default_rng(0))
-    over = personal_table(whole, tuned)
-    learned = learn_held_out(model, tuned, over, held_out, settings, np.random.default_rng(0))
-    after = model.logits(held_out, personal_table(whole, learned), learned)
-    assert log_loss(held_out.labels, after) < log_loss(held_out.labels, model.logits(held_out, over, tuned))
-    assert (np.diff(learned.rows.ids) > 0).all()
-    assert set(learned.rows.ids.tolist()) == set(local.ids(VOCABULARY).tolist()) | set(
-        held_out.ids(VOCABULARY).tolist()
-    )
-    still = np.setdiff1d(local.ids(VOCABULARY), held_out.ids(VOCABULARY))
-    assert len(still)
-    np.testing.assert_array_equal(
-        learned.rows.tensors["item.weight"][np.searchsorted(learned.rows.ids, still)],
-        tuned.rows.tensors["item.weight"][np.searchsorted(tuned.rows.ids, still)],
-    )
+    tuned = tune(model, model.base, table, local, kept, weights, settings, np.random.default_rng(0))
+    learned = learn_held_out(model, tuned, table, everything, kept, weights, settings, np.random.default_rng(1))
+    anew = tune(model, model.base, table, everything, None, None, settings, np.random.default_rng(1))
+    for name, tensor in anew.dense.items():
+        np.testing.assert_array_equal(learned.dense[name], tensor)
+    for ids, one in ((anew.rows.ids, anew), (item, tuned)):
+        at, there = np.searchsorted(learned.rows.ids, ids), np.searchsorted(one.rows.ids, ids)
+        np.testing.assert_array_equal(learned.rows.tensors["item.weight"][at], one.rows.tensors["item.weight"][there])
+    assert set(learned.rows.ids.tolist()) == {*item.tolist(), *everything.ids(VOCABULARY).tolist()}
+    joined = msgspec.structs.replace(settings, row_steps=0)
+    learned = learn_held_out(model, tuned, table, everything, kept, weights, joined, np.random.default_rng(1))
+    anew = tune(model, model.base, table, everything, kept, weights, joined, np.random.default_rng(1))
+    for name, tensor in anew.dense.items():
+        np.testing.assert_array_equal(learned.dense[name], tensor, "candidates that join the passes join them again")
 
 
 def test_row_steps_reach_soft_labels_and_leave_the_users_own_rows(model, rng):
@@ -294,6 +325,6 @@ def test_nothing_moves_where_nothing_is_to_change(model, rng):
 def test_samples_of_others_and_empty_answers_stay_as_they_are(model, rng):
     local, other = samples(model, rng, 10), samples(model, rng, 5)
     table = base_table(model, local, other)
-    assert as_own(other, local, local, model, table, NEAREST) is other
+    assert as_own(other, local, local, model, table, NEAREST) == (other, None)
     none = other.take(slice(0, 0))
-    assert as_own(none, local, local, model, table, POOLED) is none
+    assert as_own(none, local, local, model, table, POOLED) == (none, None)
