@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from device_runtime.bundle import RoundSettings
 from device_runtime.engines import Array, Graph
@@ -31,7 +32,7 @@ _FOLDS = 2
 
 @dataclass(frozen=True)
 class Filtered:
-    """kept: int64 positions among the candidates, best first. scores: float32 [candidates], the probability of being
+    """kept: int64 positions among the candidates, ascending. scores: float32 [candidates], the probability of being
     the user's own. weights: float32 [kept]: that probability, or ones."""
 
     kept: Int64
@@ -76,22 +77,25 @@ def filter_candidates(
     ratio = np.exp(np.clip(logit, -bound, bound))
     density = liked * ratio[:count] + (1 - liked) * ratio[count:]
     probability = (density / (1 + density)).astype(np.float32)
-    kept = _foremost(density, change)
-    kept = kept[probability[kept] >= settings.threshold][: settings.keep]
+    kept = _foremost(density, change, probability >= settings.threshold, settings.keep)
     weights_kept = probability[kept] if settings.density_weights else np.ones(len(kept), np.float32)
     return Filtered(kept, probability, weights_kept)
 
 
 def without_classifier(count: int, change: Float64 | None, settings: RoundSettings) -> Filtered:
     """Those that change the model most; in the order that they came in, where that is not known."""
-    kept = _foremost(np.ones(count), change)[: settings.keep]
+    kept = _foremost(np.ones(count), change, np.ones(count, np.bool_), settings.keep)
     return Filtered(kept, np.full(count, 0.5, np.float32), np.ones(len(kept), np.float32))
 
 
-def _foremost(density: Float64, change: Float64 | None) -> Int64:
-    """int64 [n]: positions, best first; of equals, the first ones."""
+def _foremost(density: Float64, change: Float64 | None, inside: npt.NDArray[np.bool_], most: int) -> Int64:
+    """Positions, ascending, of those inside that are worth most; of equals, the first ones.
+
+    Ascending, so that a difference in the last digit of what two of them are worth changes nothing afterwards.
+    """
     worth = density if change is None else density * change**2
-    return np.argsort(-worth, kind="stable")
+    best = np.argsort(-worth, kind="stable")
+    return np.sort(best[inside[best]][:most])
 
 
 def _labelled(x: Float32, label: int) -> Float32:

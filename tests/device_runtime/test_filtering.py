@@ -72,7 +72,9 @@ def test_the_filter_keeps_what_is_like_the_user(model, rng):
     assert np.mean(kept.kept < 50) > 0.95, "precision: kept samples are of the user's cluster"
     assert len(kept.kept) > 25, "recall: most of the user's cluster is kept"
     assert len(kept.kept) <= 120 and len(np.unique(kept.kept)) == len(kept.kept)
-    assert (np.diff(kept.scores[kept.kept]) <= 0).all(), "best first"
+    assert (np.diff(kept.kept) > 0).all() and kept.scores[kept.kept].min() >= SETTINGS.threshold
+    inside = np.setdiff1d(np.flatnonzero(kept.scores >= SETTINGS.threshold), kept.kept)
+    assert not len(inside) or kept.scores[inside].max() <= kept.scores[kept.kept].min(), "none better was left out"
     assert (kept.weights > 0).all() and (kept.weights <= 1).all()
 
 

@@ -13,6 +13,18 @@ final class Candidates {
 
     private Candidates() {}
 
+    /** Candidates as the user would meet them. */
+    static final class Own {
+        final SampleBatch samples;
+        /** By how much the logits of their labels differ from the model's; null where they were not pooled. */
+        final double[] change;
+
+        private Own(SampleBatch samples, double[] change) {
+            this.samples = samples;
+            this.change = change;
+        }
+    }
+
     /**
      * Candidates with soft labels and the history of the newest local sample; those not pooled as they are.
      *
@@ -20,10 +32,9 @@ final class Candidates {
      * @param known those of them whose labels may be looked at.
      * @param table base rows of all.
      */
-    static SampleBatch asOwn(SampleBatch candidates, SampleBatch local, SampleBatch known, Model model,
-            LocalTable table) {
+    static Own asOwn(SampleBatch candidates, SampleBatch local, SampleBatch known, Model model, LocalTable table) {
         if (!model.manifest.settings.pooled || candidates.size() == 0) {
-            return candidates;
+            return new Own(candidates, null);
         }
         SampleBatch own = withHistoryOf(candidates, local);
         double[] offset = new double[table.ids.length];
@@ -37,10 +48,12 @@ final class Candidates {
         }
         float[] logits = model.logits(own, table, model.base);
         float[] labels = new float[logits.length];
+        double[] change = new double[logits.length];
         for (int i = 0; i < labels.length; i++) {
-            labels[i] = (float) Metrics.sigmoid(logits[i] + offset[(int) at[i]]);
+            change[i] = offset[(int) at[i]];
+            labels[i] = (float) Metrics.sigmoid(logits[i] + change[i]);
         }
-        return own.labelled(labels);
+        return new Own(own.labelled(labels), change);
     }
 
     private static void addOwnTaste(double[] offset, Tensor taste, long[] mine, float[] logits, float[] labels) {

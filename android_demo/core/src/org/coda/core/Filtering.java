@@ -1,8 +1,11 @@
 package org.coda.core;
 
+import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Collections;
 import java.util.Comparator;
 import java.util.LinkedHashMap;
+import java.util.List;
 import java.util.Map;
 
 /**
@@ -12,18 +15,16 @@ import java.util.Map;
 final class Filtering {
     private static final int FOLDS = 2;
 
-    /** Positions among the candidates, best first. */
+    /** Positions among the candidates, ascending. */
     final int[] kept;
     /** Of every candidate: the probability of being the user's own. */
     final float[] scores;
     final float[] weights;
-    final float[] labels;
 
-    private Filtering(int[] kept, float[] scores, float[] weights, float[] labels) {
+    private Filtering(int[] kept, float[] scores, float[] weights) {
         this.kept = kept;
         this.scores = scores;
         this.weights = weights;
-        this.labels = labels;
     }
 
     /** float32 [n, width - filterFrom + 1]: what of an embedding describes the impression, and the label. */
@@ -38,7 +39,11 @@ final class Filtering {
         return Tensor.of(found, labels.length, wide);
     }
 
-    static Filtering of(Model model, Tensor local, Tensor candidates, Pcg64 random) {
+    /**
+     * @param change by how much the logits of the candidates' labels differ from the model's; null where they are other
+     *         users' samples.
+     */
+    static Filtering of(Model model, Tensor local, Tensor candidates, double[] change, Pcg64 random) {
         RoundSettings settings = model.manifest.settings;
         int count = candidates.rows();
         int wide = candidates.width();
@@ -47,9 +52,7 @@ final class Filtering {
             liked[i] = Math.max(0, Math.min(1, candidates.floats[i * wide + wide - 1] + 0.5f));
         }
         if (count < FOLDS || settings.classifierEpochs == 0) {
-            int[] kept = Ints.range(0, Math.min(count, settings.keep));
-            return new Filtering(kept, Floats.filled(count, 0.5f), Floats.filled(kept.length, 1),
-                    Floats.take(liked, kept));
+            return withoutClassifier(settings, count, change);
         }
         Tensor halves = Tensor.join(labelled(candidates, 1), labelled(candidates, 0));
         float[] mass = new float[2 * count];
@@ -82,41 +85,57 @@ final class Filtering {
                 logit[mine[i]] = found[i];
             }
         }
-        return judged(settings, liked, logit);
+        return judged(settings, liked, logit, change);
     }
 
-    private static Filtering judged(RoundSettings settings, float[] liked, float[] logit) {
+    private static Filtering judged(RoundSettings settings, float[] liked, float[] logit, double[] change) {
         int count = liked.length;
         float bound = (float) Math.log(settings.ratioBound);
-        final float[] probability = new float[count];
-        float[] label = new float[count];
-        Integer[] order = new Integer[count];
+        float[] probability = new float[count];
+        float[] density = new float[count];
+        boolean[] inside = new boolean[count];
         for (int i = 0; i < count; i++) {
             float one = (float) Math.exp(Math.max(-bound, Math.min(bound, logit[i])));
             float zero = (float) Math.exp(Math.max(-bound, Math.min(bound, logit[count + i])));
-            float ofLiked = liked[i] * one;
-            float density = ofLiked + (1 - liked[i]) * zero;
-            probability[i] = density / (1 + density);
-            label[i] = ofLiked / density;
-            order[i] = i;
+            density[i] = liked[i] * one + (1 - liked[i]) * zero;
+            probability[i] = density[i] / (1 + density[i]);
+            inside[i] = probability[i] >= settings.threshold;
         }
-        Arrays.sort(order, new Comparator<Integer>() { // stable
+        int[] kept = foremost(density, change, inside, settings.keep);
+        return new Filtering(kept, probability,
+                settings.densityWeights ? Floats.take(probability, kept) : Floats.filled(kept.length, 1));
+    }
+
+    /** Those that change the model most; in the order that they came in, where that is not known. */
+    static Filtering withoutClassifier(RoundSettings settings, int count, double[] change) {
+        boolean[] inside = new boolean[count];
+        Arrays.fill(inside, true);
+        int[] kept = foremost(Floats.filled(count, 1), change, inside, settings.keep);
+        return new Filtering(kept, Floats.filled(count, 0.5f), Floats.filled(kept.length, 1));
+    }
+
+    /** Positions, ascending, of those inside that are worth most; of equals, the first ones. */
+    private static int[] foremost(float[] density, double[] change, boolean[] inside, int most) {
+        final double[] worth = new double[density.length];
+        List<Integer> order = new ArrayList<>();
+        for (int i = 0; i < worth.length; i++) {
+            worth[i] = change == null ? density[i] : density[i] * (change[i] * change[i]);
+            if (inside[i]) {
+                order.add(i);
+            }
+        }
+        Collections.sort(order, new Comparator<Integer>() { // stable
             @Override
             public int compare(Integer a, Integer b) {
-                return Float.compare(probability[b], probability[a]);
+                return Double.compare(worth[b], worth[a]);
             }
         });
-        int[] kept = new int[count];
-        int left = 0;
-        for (int i = 0; i < count && left < settings.keep; i++) {
-            if (probability[order[i]] >= settings.threshold) {
-                kept[left++] = order[i];
-            }
+        int[] kept = new int[Math.min(most, order.size())];
+        for (int i = 0; i < kept.length; i++) {
+            kept[i] = order.get(i);
         }
-        kept = Arrays.copyOf(kept, left);
-        return new Filtering(kept, probability,
-                settings.densityWeights ? Floats.take(probability, kept) : Floats.filled(left, 1),
-                Floats.take(label, kept));
+        Arrays.sort(kept);
+        return kept;
     }
 
     private static Tensor labelled(Tensor x, int label) {

@@ -15,12 +15,19 @@ import java.util.Map;
 /** Fine-tune the recommender on local and kept samples, and judge whether the result may serve. */
 final class Personalize {
     private static final double ROUNDING = 1e-6;
+    /** The exponential of this is a number yet. */
+    private static final double RARE = 700;
 
     private Personalize() {}
 
     /** How many of n time-ordered samples, the newest, only the judge sees. */
     static int judged(int n, double holdout) {
         return Math.min(Math.max((int) Math.rint(n * holdout), 1), Math.max(n - 1, 0));
+    }
+
+    /** Whether so many local samples are worth a round: one to train on and one to judge by, at the very least. */
+    static boolean enough(int n, RoundSettings settings) {
+        return n >= Math.max(settings.minLocal, 2);
     }
 
     /** Labels whose mean is the prior: ones give way, or zeros do. */
@@ -72,13 +79,19 @@ final class Personalize {
     }
 
     /**
-     * What tuned weights become by the settings' passes over what the judge has looked at, once they may serve.
+     * What serves in place of tuned weights that may: tuned anew, from the bundle's weights, on all local samples. Rows
+     * that were moved for kept samples by secant steps stay as they are.
      *
-     * @param table of at least the held-out samples' rows and the personal ones, these laid over it.
+     * @param table base rows of all local samples and of the kept ones.
+     * @param found what the filter kept; null where nothing was filtered.
      */
-    static Weights learnHeldOut(Model model, Weights tuned, LocalTable table, SampleBatch heldOut, Pcg64 random) {
-        Weights later = tune(model, model.manifest.settings, tuned, table, heldOut, null, random);
-        return tuned.followedBy(later);
+    static Weights learnHeldOut(Model model, Weights tuned, LocalTable table, SampleBatch everything,
+            Augmentation found, Pcg64 random) {
+        RoundSettings settings = model.manifest.settings;
+        if (settings.rowSteps > 0) {
+            return tuned.followedBy(tune(model, settings, model.base, table, everything, null, random));
+        }
+        return tune(model, settings, model.base, table, everything, found, random);
     }
 
     /** By how much the logits of kept samples should change: a share of the way to their soft labels. */
@@ -229,7 +242,8 @@ final class Personalize {
         for (int i = 0; i < n; i++) {
             squares[i] = (harm[i] - mean) * (harm[i] - mean);
         }
-        double error = n > 1 ? Math.sqrt(Floats.sum(squares) / (n - 1)) / Math.sqrt(n) : 0;
+        int freedom = n - 2; // both the mean harm and the mean logit are taken from these samples
+        double error = freedom > 0 ? Math.sqrt(Floats.sum(squares) / freedom) / Math.sqrt(n) : 0;
         boolean activate = true;
         String reason;
         if (!finite) {
@@ -237,7 +251,9 @@ final class Personalize {
             reason = "the new weights give scores that are not finite";
         } else if (!settings.judge) {
             reason = "the judge is off";
-        } else if (mean > settings.tolerance * error + ROUNDING) {
+        } else if (freedom < 1) {
+            reason = "too few held-out samples to give evidence of harm: " + n;
+        } else if (mean > students(settings.tolerance, freedom) * error + ROUNDING) {
             activate = false;
             reason = String.format(Locale.ROOT, "held-out log loss rose by %.4f, its standard error being %.4f", mean,
                     error);
@@ -247,5 +263,11 @@ final class Personalize {
         }
         return new Verdict(activate, reason, labels.length, Metrics.logLoss(labels, before),
                 Metrics.logLoss(labels, after), Metrics.auc(labels, before), Metrics.auc(labels, after));
+    }
+
+    /** The quantile of Student's t that is as rare as this one of the normal distribution: Wallace (1959). */
+    static double students(double normal, int freedom) {
+        double scaled = normal * (8 * freedom + 3) / (8 * freedom + 1);
+        return Math.sqrt(freedom * Math.expm1(Math.min(scaled * scaled / freedom, RARE)));
     }
 }

@@ -307,7 +307,7 @@ public final class Round {
                 SampleBatch everything = local().everything;
                 RoundSettings settings = model.manifest.settings;
                 progress.local = everything.size();
-                if (progress.local < settings.minLocal) {
+                if (!Personalize.enough(progress.local, settings)) {
                     progress.outcome = "too few samples";
                     onward[0] = "done";
                     return;
@@ -364,16 +364,21 @@ public final class Round {
                 Tensor embeddings =
                         tensors("encoded").get("embeddings").take(Ints.range(0, local.train.size()));
                 LocalTable table = model.table(ids(), model.base, rows());
-                SampleBatch candidates = Candidates.asOwn(answer.candidates, local.everything, local.train, model, table);
-                Filtering found = Filtering.of(model, Filtering.inputs(embeddings, local.train.labels, start),
-                        Filtering.inputs(model.encode(candidates, table), candidates.labels, start), random());
-                progress.view = view(found, candidates.labels);
+                Candidates.Own own =
+                        Candidates.asOwn(answer.candidates, local.everything, local.train, model, table);
+                float[] labels = own.samples.labels;
+                Filtering found = model.manifest.settings.classifierEpochs == 0
+                        ? Filtering.withoutClassifier(model.manifest.settings, labels.length, own.change)
+                        : Filtering.of(model, Filtering.inputs(embeddings, local.train.labels, start),
+                                Filtering.inputs(model.encode(own.samples, table), labels, start), own.change,
+                                random());
+                progress.view = view(found, labels);
                 progress.kept = found.kept.length;
                 int n = found.kept.length;
                 Map<String, Tensor> made = new LinkedHashMap<>();
                 made.put("kept", Tensor.of(Ints.wide(found.kept), n));
                 made.put("weights", Tensor.of(found.weights, n));
-                made.put("labels", Tensor.of(found.labels, n));
+                made.put("labels", Tensor.of(Floats.take(labels, found.kept), n));
                 keep("filter", Safetensors.write(made));
             }
         });
@@ -449,7 +454,8 @@ public final class Round {
             phase("tune", new Runnable() {
                 @Override
                 public void run() {
-                    Weights learned = Personalize.learnHeldOut(model, tuned, table, local.heldOut, random());
+                    Weights learned = Personalize.learnHeldOut(model, tuned, model.table(ids(), model.base, rows()),
+                            local.everything, augmentation(), random());
                     keep("learned", Safetensors.write(learned.tensors()));
                 }
             });
