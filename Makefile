@@ -39,10 +39,11 @@ contract: setup
 pi: setup
 	$(BIN)/coda bench emulated-pi $(PI_ARGS)
 
-# What Debian 12 has of what the Android app is built and tested with; needs root.
+# What Debian 12 has of what the Android app is built and tested with; needs root. An npm from elsewhere stays: Debian's
+# would conflict with its Node.js.
 android-tools:
 	apt-get install -y --no-install-recommends openjdk-17-jdk-headless junit4 libhamcrest-java libxerial-sqlite-jdbc-java \
-	  aapt apksigner zipalign enjarify npm unzip zip binutils gcc
+	  aapt apksigner zipalign enjarify unzip zip binutils gcc $$(command -v npm > /dev/null || echo npm)
 
 # The Android app, debug-signed: build/android/coda.apk. Downloads what android_demo/toolchain.lock names, once.
 apk:
