@@ -189,9 +189,14 @@ def test_the_commands_feed_the_pool_and_make_it_forget(home, dataset, published,
     at = ["--home", str(home.path)]
     path = tmp_path / "log.parquet"
     pq.write_table(table(dataset, np.ones(len(dataset.events), bool)), path)
-    assert main(["data", "ingest", *at, "--interactions", str(path)]) == 0
+    assert main(["data", "ingest", *at, "--interactions", str(path), "--json", str(tmp_path / "told.json")]) == 0
     total = len(dataset.events)
-    assert f"{total} samples added to the pool, which has {total}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{total} samples added to the pool, which has {total}" in said
+    assert "in the pool, durable and searched: " in said and "; merged and indexed: " in said
+    told = msgspec.json.decode((tmp_path / "told.json").read_bytes())
+    assert (told["command"], told["added"], told["samples"]) == ("data ingest", total, total)
+    assert told["pool"]["cpu_s"] > 0 and told["index"]["seconds"] >= 0
     user = dataset.users[int(dataset.events.contributor[0])]
     theirs = int((dataset.events.contributor == dataset.events.contributor[0]).sum())
     assert main(["data", "erase", *at, "--user", user]) == 0
