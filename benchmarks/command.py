@@ -14,6 +14,7 @@ BENCHES = {
     "engines": ("benchmarks.engines", "how long a training step takes on each engine, beside PyTorch eager"),
     "ort-versions": ("benchmarks.ort_versions", "how fast, large and talkative each version of onnxruntime is"),
     "matching": ("benchmarks.matching", "how fast, exact and large matching is, beside other vector stores"),
+    "ingest": ("benchmarks.ingest", "how many samples a second join a pool: from a table, over HTTP, and their index"),
     "round": ("benchmarks.round", "what a whole round costs a device: CPU, memory, bytes, by phase"),
     "serve": ("benchmarks.serve", "how many matches a second a server answers over HTTP, how late, in how much memory"),
     "training": (

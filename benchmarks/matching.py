@@ -11,8 +11,9 @@ from tempfile import TemporaryDirectory
 
 import msgspec
 
-from benchmarks import result
+from benchmarks import plot, result
 from benchmarks.matching_data import CENTROIDS, make
+from benchmarks.matching_plot import costs
 from benchmarks.matching_stores import RECALL, STORES
 from benchmarks.process import measured
 from device_runtime.errors import CodaError, InputError
@@ -44,6 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stores", nargs="+", choices=STORES, metavar="NAME", help=f"of {', '.join(STORES)}")
     parser.add_argument("--all", action="store_true", help="also what takes hours at these sizes")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the vectors")
+    parser.add_argument("--plot", type=Path, metavar="OUT", help="draw costs by the number of samples, as SVG")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -73,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
     for line in [*dict.fromkeys(missing), *_verdicts(rows)]:
         print(line)
     result.write(args.json, "bench matching", started, rows, missing=missing)
+    if args.plot and rows:
+        plot.write(args.plot, costs(rows))
     return 0 if rows and not any("FAILED" in line for line in missing) else 1
 
 

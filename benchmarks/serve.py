@@ -101,22 +101,20 @@ def _measure(
         shutil.copytree(whole, home, copy_function=os.link if not ingesting else shutil.copy2)
         shutil.copy2(whole / "catalog.db", home / "fresh.db")  # written to: the copy must not be the same file
         (home / "fresh.db").replace(home / "catalog.db")
-        limits = "".join(f"{name} = {value:g}\n" for name, value in _LIMITS.items())
-        (home / "server.toml").unlink(missing_ok=True)
-        write_atomically(home / "server.toml", f"[limits]\n{limits}".encode())
+        set_limits(home)
         keys = [SigningKey.generate().encode().hex() for _ in range(_DEVICES)]
         queries, contributions = _bodies(home, candidates)
-        with _server(home, workers, Path(temporary) / "log") as (url, process):
+        with server(home, workers, Path(temporary) / "log") as (url, process):
             plan = Plan(url, "/v1/match", queries, keys, _CONNECTIONS, min(seconds, 3.0), 0.0, enrol=True)
-            _ask(plan)  # warms up: the pool's pages are in memory
+            ask(plan)  # warms up: the pool's pages are in memory
             _settle(process.pid)
             with _handing_in(url, contributions, 2 * seconds + 5) if ingesting else _nothing():
                 memory = _Memory(process.pid)
-                cpu = _cpu_s(process.pid)
-                full = _ask(msgspec.structs.replace(plan, seconds=seconds, enrol=False))
-                cpu = _cpu_s(process.pid) - cpu
+                cpu = cpu_s(process.pid)
+                full = ask(msgspec.structs.replace(plan, seconds=seconds, enrol=False))
+                cpu = cpu_s(process.pid) - cpu
                 rps = len(full.latencies_ms) / full.seconds
-                half = _ask(msgspec.structs.replace(plan, seconds=seconds, rate=rps / 2, enrol=False))
+                half = ask(msgspec.structs.replace(plan, seconds=seconds, rate=rps / 2, enrol=False))
                 peak = memory.stop()
     failed = sum(n for one in (full, half) for status, n in one.statuses.items() if status != "200")
     return {
@@ -136,6 +134,13 @@ def _measure(
     }
 
 
+def set_limits(home: Path) -> None:
+    """Let a server answer as much as it can."""
+    limits = "".join(f"{name} = {value:g}\n" for name, value in _LIMITS.items())
+    (home / "server.toml").unlink(missing_ok=True)
+    write_atomically(home / "server.toml", f"[limits]\n{limits}".encode())
+
+
 def _grown(made: Prepared, home: Path, samples: int) -> Path:
     """A server's home whose pool has so many samples."""
     if home.exists():
@@ -152,7 +157,7 @@ def _grown(made: Prepared, home: Path, samples: int) -> Path:
         while len(many) < samples:
             _take_over(few, many, samples - len(many), rng)
     _say("waiting until the server has indexed it")
-    with _server(new, 1, home.with_name(f"{home.name}.log")) as (_, process):
+    with server(new, 1, home.with_name(f"{home.name}.log")) as (_, process):
         _settle(process.pid)
     new.rename(home)
     return home
@@ -195,7 +200,7 @@ def _bodies(home: Path, candidates: int | None) -> tuple[list[str], list[str]]:
 
 
 @contextmanager
-def _server(home: Path, workers: int, log: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def server(home: Path, workers: int, log: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Raises: CodaError: it did not come up."""
     port_file = home / "port"
     port_file.unlink(missing_ok=True)  # of an earlier server
@@ -217,7 +222,7 @@ def _server(home: Path, workers: int, log: Path) -> Iterator[tuple[str, subproce
         process.wait(60)
 
 
-def _ask(plan: Plan) -> Outcome:
+def ask(plan: Plan) -> Outcome:
     """Raises: CodaError: no request was answered as it should be."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.load"], input=msgspec.json.encode(plan), capture_output=True, check=False
@@ -293,15 +298,15 @@ def _settle(pid: int) -> None:
     """
     deadline, quiet = time.monotonic() + _REST_S, 0
     while quiet < 3:
-        used, since = _cpu_s(pid), time.monotonic()
+        used, since = cpu_s(pid), time.monotonic()
         time.sleep(1.0)
-        busy = (_cpu_s(pid) - used) / (time.monotonic() - since)
+        busy = (cpu_s(pid) - used) / (time.monotonic() - since)
         quiet = quiet + 1 if busy < 0.05 else 0
         if time.monotonic() > deadline:
             raise CodaError(f"the server still works for itself after {_REST_S} s")
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
     """User and system, of a process and its children."""
     ticks = 0
     for one in _tree(pid):

@@ -27,6 +27,8 @@ _SHRINKAGE = 10.0
 _FOLDS = 3
 _LEAST, _MOST = 10, 50
 """Labels of a contributor who plays a device: known, at least and at most; and to be ranked."""
+_TOGETHER = 50_000
+"""Samples, padding included, that are solved for together: some 6 MB of vectors."""
 _DEVICES = 600
 """Contributors who play devices, at most."""
 _SCALES = (0.0, 0.4, 0.6, 0.8, 1.1, 1.6)
@@ -114,10 +116,21 @@ def _factors(each: list[Int64], item: Int32, residual: Float64, items: int) -> t
 
 
 def _solved(groups: list[Int64], other: Float64, other_of: npt.NDArray[np.integer], left: Float64) -> Float64:
-    """float64 [groups, WIDTH]: each group's ridge regression of what is left on the other side's vectors."""
+    """float64 [groups, WIDTH]: each group's ridge regression of what is left on the other side's vectors; groups of
+    about the same size together, since a call costs more than the arithmetic of a small group."""
     found, ridge = np.zeros((len(groups), WIDTH)), _RIDGE * np.eye(WIDTH)
-    for number, at in enumerate(groups):
-        if len(at):
-            x = other[other_of[at]]
-            found[number] = np.linalg.solve(x.T @ x + ridge, x.T @ left[at])
+    sizes = np.array([len(at) for at in groups])
+    order = np.argsort(sizes, kind="stable")
+    start = int(np.count_nonzero(sizes == 0))
+    while start < len(order):
+        longest = sizes[order[start]] * 5 // 4
+        stop = start + max(1, _TOGETHER // longest)
+        chosen = order[start : min(stop, int(np.searchsorted(sizes[order], longest, side="right")))]
+        present = np.arange(longest) < sizes[chosen, None]
+        at = np.zeros(present.shape, np.int64)
+        at[present] = np.concatenate([groups[i] for i in chosen])
+        x = other[other_of[at]] * present[..., None]
+        turned = x.transpose(0, 2, 1)
+        found[chosen] = np.linalg.solve(turned @ x + ridge, turned @ left[at][..., None])[..., 0]
+        start += len(chosen)
     return found

@@ -22,6 +22,8 @@ Embed samples by the released encoder and add them to a server's pool, also whil
 with --interactions a table of any size, a folder of tables, or an fsspec URL such as s3://bucket/folder. Users become
 pseudonyms. What is in the pool already is known by its content and not added again, so a run that was killed is simply
 started anew. A file alone has the histories that are in it; in a folder, all its files make up the histories.
+Samples are durable, and a server finds them, as soon as they are in the pool; merging segments and building indexes
+comes after, and only makes searching cheaper.
 
 examples:
   coda data ingest --home runs/server --data runs/data
@@ -67,6 +69,7 @@ def add_pool_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -
     source.add_argument("--interactions", metavar="F", help="table, folder of tables, or URL")
     sub.add_argument("--positive-at", type=float, metavar="X", help="least rating that counts as a like; 4")
     sub.add_argument("--bundle", type=int, metavar="V", help="by the encoder of this bundle, before its release begins")
+    sub.add_argument("--json", type=Path, metavar="OUT", help="write how many, and how long it took, as JSON")
     sub = _verb(verbs, "erase", "make the pool forget a contributor", ERASE)
     who = sub.add_mutually_exclusive_group(required=True)
     who.add_argument("--user", metavar="KEY", help="the user's key in the ingested table")
@@ -108,7 +111,7 @@ def _ingest(args: argparse.Namespace) -> int:
             bar.update(task, description=stage, completed=done, total=total or None)
 
         pool = home.pool(home.release(args.bundle)[1])
-        before = len(pool)
+        before, clock = len(pool), _Clock()
         if args.data:
             count = ingest(home, Dataset.load(args.data), lambda done, total: show("embed", done, total), args.bundle)
             told = [f"{count} samples"]
@@ -117,16 +120,40 @@ def _ingest(args: argparse.Namespace) -> int:
             told = [f"{found.rows} rows read, {found.before} were in the pool already"]
             for reason, number in found.dropped.counts.items():
                 told.append(f"  dropped {number}: {reason} ({', '.join(found.dropped.examples[reason])} …)")
+        taken, held = clock.lap(), len(pool)
         show("merge", 0, 0)
         store = FaissStore(pool)
         if pool.due():
             pool.compact(prepare=store.prepare)
         show("index", 0, 0)
         store.wait()
-        added = len(pool) - before
+        indexed = clock.lap()
     print("\n".join(told))
-    print(f"{args.home}: {added} samples added to the pool, which has {len(pool)}")
+    print(f"{args.home}: {held - before} samples added to the pool, which has {held}")
+    print(f"in the pool, durable and searched: {_said(taken)}; merged and indexed: {_said(indexed)} more")
+    if args.json:
+        facts = {"added": held - before, "samples": held, "pool": taken, "index": indexed}
+        write_atomically(args.json, msgspec.json.format(msgspec.json.encode({"command": "data ingest", **facts})))
     return 0
+
+
+class _Clock:
+    """Seconds of wall time and of CPU time of all threads, lap by lap."""
+
+    def __init__(self) -> None:
+        self._since = self._now()
+
+    def lap(self) -> dict[str, float]:
+        before, self._since = self._since, self._now()
+        return {name: self._since[name] - before[name] for name in before}
+
+    @staticmethod
+    def _now() -> dict[str, float]:
+        return {"seconds": time.perf_counter(), "cpu_s": time.process_time()}
+
+
+def _said(lap: dict[str, float]) -> str:
+    return f"{lap['seconds']:.1f} s ({lap['cpu_s']:.1f} CPU s)"
 
 
 def _erase(args: argparse.Namespace) -> int:

@@ -40,9 +40,28 @@ def compare(segment: Segment, queries: Float32, k: int, rows: Int64 | None) -> F
         some = slice(start, min(start + _CHUNK, count))
         picked = None if rows is None else rows[some]
         similarity = queries @ segment.embeddings[some if picked is None else picked].T
+        at, value = _foremost(similarity, best, k)
+        positions = segment.base + (at + start if picked is None else picked[at])
+        positions[np.isneginf(value)] = -1
+        best = merge([best, Found(positions, value)], min(k, best.positions.shape[1] + at.shape[1]), len(queries))
+    return best
+
+
+def _foremost(similarity: Float32, best: Found, k: int) -> tuple[Int64, Float32]:
+    """(columns, similarities), both [q, at most k]: of a chunk, those that may join the best so far. Where a query has
+    fewer than others, -inf."""
+    if best.positions.shape[1] < k:
         taken = min(k, similarity.shape[1])
         at = np.argpartition(-similarity, taken - 1, axis=1)[:, :taken].astype(np.int64)
-        value = np.take_along_axis(similarity, at, 1)
-        positions = segment.base + (at + start if picked is None else picked[at])
-        best = merge([best, Found(positions, value)], min(k, best.positions.shape[1] + taken), len(queries))
-    return best
+        return at, np.take_along_axis(similarity, at, 1)
+    better = similarity > best.similarities[:, -1:]  # a comparison costs a tenth of what partitioning does
+    each = [np.flatnonzero(row) for row in better]
+    each = [
+        found if len(found) <= k else found[np.argpartition(-line[found], k - 1)[:k]]
+        for found, line in zip(each, similarity, strict=True)
+    ]
+    shape = (len(each), max((len(found) for found in each), default=0))
+    columns, value = np.zeros(shape, np.int64), np.full(shape, -np.inf, np.float32)
+    for number, found in enumerate(each):
+        columns[number, : len(found)], value[number, : len(found)] = found, similarity[number, found]
+    return columns, value

@@ -34,6 +34,9 @@ _TARGET = 0.968
 find some 0.01 less (`coda bench matching`), and for the standard error of so many queries."""
 _DEPTHS = (50, 200, 2000)
 _QUERIES = 400
+_NEARLY_ALL = 0.9995
+"""Where lists hold so much of what is nearest and recall is too low still, it is the codes that lose it."""
+_ROUNDING = 1e-6
 _CHUNK = 1 << 17
 _TRAINED_ON = 40
 """Vectors a list that the lists' centres are found with."""
@@ -146,29 +149,50 @@ def _parts(width: int) -> int:
 
 
 def _measured(index: Any, segment: Segment, codes: Codes) -> tuple[int, tuple[tuple[int, int], ...]]:
-    """(rerank, probes), see `IndexMeta`."""
+    """(rerank, probes), see `IndexMeta`. Compares with all samples once, whatever k, and never searches all lists."""
     queries = _asked(segment)
     depths = [k for k in _DEPTHS if k <= len(segment) // 20] or [_DEPTHS[0]]
-    truth = compare(segment, queries, depths[-1], None).positions - segment.base
+    truth = compare(segment, queries, depths[-1], None)
+    place = _places(index, queries, truth.positions - segment.base)
     for rerank in (1, 2, 4, 8):
         trial = SegmentIndex(index, IndexMeta(_FORMAT, codes, len(segment), "", rerank, ((1, index.nlist),)))
-        ceilings = [_recall(trial, segment, queries, truth, k, index.nlist) for k in depths]
-        if min(ceilings) >= _TARGET:
+        found = [_enough(trial, segment, queries, truth.similarities[:, :k], place[:, :k]) for k in depths]
+        if all(reached for _, reached in found):
             break
-    probes: list[tuple[int, int]] = []
-    for k, ceiling in zip(depths, ceilings, strict=True):
-        target = min(_TARGET, ceiling)
-        low = high = 1
-        while high < index.nlist and _recall(trial, segment, queries, truth, k, high) < target:
-            low, high = high, min(2 * high, index.nlist)
-        while high - low > max(1, low // 20):
-            middle = (low + high) // 2
-            if _recall(trial, segment, queries, truth, k, middle) < target:
-                low = middle
-            else:
-                high = middle
-        probes.append((k, high))
-    return rerank, tuple(probes)
+    return rerank, tuple((k, lists) for k, (lists, _) in zip(depths, found, strict=True))
+
+
+def _places(index: Any, queries: Float32, rows: Int64) -> Int64:
+    """int64 [q, k]: how many lists a query looks into before the one that holds each of these rows."""
+    held_by = np.empty(index.ntotal, np.int64)
+    for number in range(index.nlist):
+        if size := index.invlists.list_size(number):
+            held_by[library.rev_swig_ptr(index.invlists.get_ids(number), size)] = number
+    order = index.quantizer.search(queries, index.nlist)[1]
+    place = np.empty_like(order)
+    np.put_along_axis(place, order, np.broadcast_to(np.arange(index.nlist), order.shape), 1)
+    return np.take_along_axis(place, held_by[rows], 1)
+
+
+def _enough(trial: SegmentIndex, segment: Segment, queries: Float32, truth: Float32, place: Int64) -> tuple[int, bool]:
+    """(lists to look into, whether they give the recall that is aimed at) for as many neighbours as `truth` has.
+
+    truth: similarities of the nearest, float32 [q, k], best first; place: the lists before each one's, int64 [q, k].
+    What the lists hold of the nearest is known for any number of them, so searching must only tell what codes lose.
+    """
+    k, lists = truth.shape[1], trial.index.nlist
+    held = [np.cumsum(np.bincount(half.ravel(), minlength=lists)) / half.size for half in np.split(place, 2)]
+    held_by = np.minimum(*held)
+    wanted, probes = _TARGET, 0
+    while True:
+        least = int(np.searchsorted(held_by, min(wanted, _NEARLY_ALL))) + 1
+        probes = min(max(least, probes + max(1, probes // 20)), lists)
+        recall = _recall(trial, segment, queries, truth, k, probes)
+        if recall >= _TARGET:
+            return probes, True
+        if held_by[probes - 1] >= _NEARLY_ALL:
+            return probes, False
+        wanted = _TARGET + max(float(held_by[probes - 1]) - recall, 0.0)
 
 
 def _asked(segment: Segment) -> Float32:
@@ -185,11 +209,14 @@ def _asked(segment: Segment) -> Float32:
     return np.ascontiguousarray(asked / norms, np.float32)
 
 
-def _recall(trial: SegmentIndex, segment: Segment, queries: Float32, truth: Int64, k: int, probes: int) -> float:
-    """Of samples, or of centres, whichever is lower."""
+def _recall(trial: SegmentIndex, segment: Segment, queries: Float32, truth: Float32, k: int, probes: int) -> float:
+    """Of samples, or of centres, whichever is lower; a sample as near as the last of the nearest is one of them."""
     meta = msgspec.structs.replace(trial.meta, probes=((k, probes),))
     at = SegmentIndex(trial.index, meta).search(segment, queries, k, k, None)[1]
-    each = [len(np.intersect1d(a, b[:k])) / k for a, b in zip(at, truth, strict=True)]
+    each = [
+        np.mean((segment.embeddings[rows] @ query >= near[-1] - _ROUNDING) & (rows >= 0))
+        for rows, query, near in zip(at, queries, truth, strict=True)
+    ]
     return float(min(np.mean(each[: _QUERIES // 2]), np.mean(each[_QUERIES // 2 :])))
 
 

@@ -24,7 +24,9 @@ def test_vectors_are_clustered_and_the_truth_is_true(tmp_path):
 def test_the_rows_that_others_script_against(tmp_path, capsys):
     out = tmp_path / "matching.json"
     words = ["bench", "matching", "--quick", "--samples", "2000", "-k", "20"]
-    assert main([*words, "--json", str(out)]) == 0
+    picture = tmp_path / "matching.svg"
+    assert main([*words, "--json", str(out), "--plot", str(picture)]) == 0
+    assert all(store in picture.read_text() for store in STORES)
     result = json.loads(out.read_text())
     assert result["command"] == "bench matching" and result["missing"] == []
     rows = {row["store"]: row for row in result["rows"]}

@@ -6,7 +6,6 @@ import hashlib
 
 import fsspec
 import pytest
-from moto.server import ThreadedMotoServer
 
 from cloud.blobs import CachedBlobs, shared_blobs
 from device_runtime.bundle import BlobStore, FileRef
@@ -15,22 +14,6 @@ from device_runtime.errors import InputError, StoreError, TrustError
 BLOB = bytes(range(256)) * 40
 NAME = hashlib.sha256(BLOB).hexdigest()
 REF = FileRef(NAME, len(BLOB), len(BLOB), "none")
-
-
-@pytest.fixture(scope="module")
-def s3():
-    """An S3 server of the test's own, on loopback, with a bucket."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    patch = pytest.MonkeyPatch()
-    patch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        patch.setenv(name, "anything")
-    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    fsspec.filesystem("s3").mkdir("coda-test")
-    yield "s3://coda-test"
-    patch.undo()
-    server.stop()
 
 
 @pytest.fixture(params=["memory", "file", "s3"])

@@ -2,6 +2,7 @@
 
 import shutil
 
+import fsspec
 import msgspec
 import numpy as np
 import pyarrow as pa
@@ -172,26 +173,35 @@ def test_tables_that_cannot_be_used_are_refused(home, dataset, tmp_path):
     assert len(pool_of(home)) == 0
 
 
-def test_a_url_is_read_through_fsspec(home, dataset):
-    import fsspec
-
-    system = fsspec.filesystem("memory")
-    with system.open("/logs/part.parquet", "wb") as file:
-        pq.write_table(table(dataset, np.ones(len(dataset.events), bool)), file)
+@pytest.mark.parametrize("kind", ["memory", "s3"])
+def test_a_url_is_read_through_fsspec(home, dataset, tmp_path, kind, request):
+    """A folder of files and one of these, in memory and in an S3 bucket."""
+    bucket = request.getfixturevalue("s3") if kind == "s3" else "memory:/"
+    where = f"{bucket}/{tmp_path.name}"
+    system, path = fsspec.core.url_to_fs(where)
+    events = dataset.events
+    for number in range(2):
+        with system.open(f"{path}/part-{number}.parquet", "wb") as file:
+            pq.write_table(table(dataset, events.contributor % 2 == number), file)
     try:
-        assert ingest_tables(home, "memory://logs").added == len(dataset.events)
-        assert ingest_tables(home, "memory://logs/part.parquet").before == len(dataset.events)
+        assert ingest_tables(home, where).added == len(events)
+        assert ingest_tables(home, f"{where}/part-0.parquet").before == (events.contributor % 2 == 0).sum()
     finally:
-        system.rm("/logs", recursive=True)
+        system.rm(path, recursive=True)
 
 
 def test_the_commands_feed_the_pool_and_make_it_forget(home, dataset, published, tmp_path, capsys):
     at = ["--home", str(home.path)]
     path = tmp_path / "log.parquet"
     pq.write_table(table(dataset, np.ones(len(dataset.events), bool)), path)
-    assert main(["data", "ingest", *at, "--interactions", str(path)]) == 0
+    assert main(["data", "ingest", *at, "--interactions", str(path), "--json", str(tmp_path / "told.json")]) == 0
     total = len(dataset.events)
-    assert f"{total} samples added to the pool, which has {total}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{total} samples added to the pool, which has {total}" in said
+    assert "in the pool, durable and searched: " in said and "; merged and indexed: " in said
+    told = msgspec.json.decode((tmp_path / "told.json").read_bytes())
+    assert (told["command"], told["added"], told["samples"]) == ("data ingest", total, total)
+    assert told["pool"]["cpu_s"] > 0 and told["index"]["seconds"] >= 0
     user = dataset.users[int(dataset.events.contributor[0])]
     theirs = int((dataset.events.contributor == dataset.events.contributor[0]).sum())
     assert main(["data", "erase", *at, "--user", user]) == 0

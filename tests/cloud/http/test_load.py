@@ -11,7 +11,7 @@ import pytest
 from nacl.signing import SigningKey
 
 from benchmarks.load import Plan, carry_out
-from benchmarks.serve import _cpu_s, _Memory, _take_over
+from benchmarks.serve import _Memory, _take_over, cpu_s
 from cloud.http import ServerLimits
 from cloud.pool import Pool
 from tests.cloud.http.conftest import SCHEMA, WIDTH, query
@@ -70,6 +70,6 @@ def test_a_process_is_measured_with_its_children(tmp_path):
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         process.stdout.read(1)
         memory = _Memory(process.pid)
-        assert _cpu_s(process.pid) > 0.05
+        assert cpu_s(process.pid) > 0.05
         assert 50 < memory.stop() < 200
         process.stdin.close()
