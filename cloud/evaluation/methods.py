@@ -75,7 +75,7 @@ def matched_only(device: Device) -> Weights:
     return device.tuned("matched", none, others, weights) if len(others) else device.model.base
 
 
-def coda(device: Device, name: str = "coda", *, by_chance: bool = False, judge: bool = True, **off: Any) -> Weights:
+def coda(device: Device, name: str = "coda", *, by_chance: bool = False, **off: Any) -> Weights:
     """As in `device_runtime.round`: match, filter, tune on the training part, judge on the held-out one.
 
     by_chance: as many candidates as the filter may keep are kept at random. off: round settings that differ.
@@ -83,19 +83,17 @@ def coda(device: Device, name: str = "coda", *, by_chance: bool = False, judge: 
     if not device.enough:
         return device.model.base
     settings = msgspec.structs.replace(device.settings, **off)
+    tuning = name if by_chance or set(off) - AFTER_TUNING else "coda"
     same = (settings.matching, settings.tastes) == (device.settings.matching, device.settings.tastes)
     candidates, change = device.offered(None if same else settings)
     if not by_chance:
-        found = device.filtered(candidates, change, name, settings, "" if same else name)
+        found = device.filtered(candidates, change, tuning, settings, "" if same else name)
         chosen, weight = candidates.take(found.kept), found.weights
     else:
         chosen = candidates.take(np.sort(device.rng("keep").permutation(len(candidates))[: settings.keep]))
         weight = np.ones(len(chosen), np.float32)
-    tuned = device.tuned(name, device.parts.train, chosen, weight, settings)
-    if judge:
-        return device.judged(name, tuned, settings, chosen, weight)
-    unjudged = msgspec.structs.replace(settings, judge=False)
-    return device.judged(f"{name} unjudged", tuned, unjudged, chosen, weight)
+    tuned = device.tuned(tuning, device.parts.train, chosen, weight, settings)
+    return device.judged(name, tuned, settings, chosen, weight)
 
 
 def oracle(device: Device) -> Weights:
@@ -104,12 +102,14 @@ def oracle(device: Device) -> Weights:
     offered = [
         device.model.base,
         local(device),
-        coda(device, "coda"),
-        coda(device, "coda", judge=False),
+        coda(device),
+        coda(device, "coda-no-judge", judge=False),
     ]
     return max(offered, key=lambda weights: auc(test.labels, device.logits(test, weights)) or 0.0)
 
 
+AFTER_TUNING = {"judge", "tolerance", "learn_held_out"}
+"""Settings that decide what becomes of tuned weights: methods that differ in nothing else share these."""
 PLAIN: dict[str, Any] = {
     "rate": 0.05,
     "table_rate": 0.05,
@@ -176,7 +176,7 @@ METHODS: dict[str, Method] = {
     "coda-no-held-out": Method(
         partial(coda, name="coda-no-held-out", learn_held_out=False), "CoDA that never trains on what its judge saw"
     ),
-    "coda-no-judge": Method(partial(coda, judge=False), "CoDA whose result always serves"),
+    "coda-no-judge": Method(partial(coda, name="coda-no-judge", judge=False), "CoDA whose result always serves"),
     "oracle": Method(oracle, "best of cloud, local and CoDA by the test rows: an upper bound", reference=True),
 }
 """By name, in the order of the tables."""
