@@ -1,13 +1,20 @@
-"""What each store costs by the number of samples: one small picture a figure, both axes logarithmic."""
+"""What each store costs by the number of samples: one small picture a figure, both axes logarithmic.
+
+`python -m benchmarks.matching_plot OUT.svg RESULT.json …` draws several runs as one.
+"""
 
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from markupsafe import Markup
 
+from benchmarks import plot
 from cloud.report.svg import circle, line, picture, text, width_of
 
 _FIGURES = (
@@ -85,3 +92,8 @@ class _Axis:
     def __call__(self, value: float) -> float:
         share = (value - self.powers[0]) / (self.powers[-1] - self.powers[0])
         return self._begin + share * (self._end - self._begin)
+
+
+if __name__ == "__main__":
+    results = [json.loads(Path(word).read_text()) for word in sys.argv[2:]]
+    plot.write(Path(sys.argv[1]), costs([row for result in results for row in result["rows"]]))
