@@ -122,7 +122,8 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     as predicted, at even odds, that an item's offset over the pool is shrunk by, and that over neighbours.
     tastes: pooled candidates are also moved by what the user's own labels say of them (docs/adr/0010).
 
-    classifier_epochs, classifier_rate: of the filter's training; 0 epochs leave the filter out. threshold: candidates
+    classifier_epochs, classifier_rate: of the filter's training; 0 epochs leave the classifier out. classifier_label:
+    it sees labels, so that its boundary is one of what the user meets and likes, not only meets. threshold: candidates
     below this probability of being the user's own are dropped. keep: candidates kept, at most: those that are worth
     most (`filtering`). ratio_bound: how many times as likely, or as unlikely, the classifier may call a candidate.
     density_weights: kept samples weigh by their probability of being the user's own, instead of 1 each.
@@ -155,6 +156,7 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     holdout: float = 0.2
     classifier_epochs: int = 5
     classifier_rate: float = 0.01
+    classifier_label: bool = True
     threshold: float = 0.0
     keep: int = 1500
     ratio_bound: float = 20.0

@@ -64,7 +64,9 @@ def filter_candidates(
     liked = np.clip(candidate_x[:, -1] + 0.5, 0, 1)
     if count < _FOLDS or not settings.classifier_epochs:
         return without_classifier(count, change, settings)
-    halves = np.concatenate([_labelled(candidate_x, 1), _labelled(candidate_x, 0)])
+    halves = np.concatenate([_labelled(candidate_x, 0.5), _labelled(candidate_x, -0.5)])
+    if not settings.classifier_label:
+        local_x, halves = _labelled(local_x, 0), _labelled(halves, 0)  # a label that says nothing
     mass = np.concatenate([liked, 1 - liked])
     logit = np.zeros(2 * count, np.float32)
     fold = np.tile(rng.permutation(count) % _FOLDS, 2)
@@ -98,9 +100,9 @@ def _foremost(density: Float64, change: Float64 | None, inside: npt.NDArray[np.b
     return np.sort(best[inside[best]][:most])
 
 
-def _labelled(x: Float32, label: int) -> Float32:
+def _labelled(x: Float32, label: float) -> Float32:
     found = x.copy()
-    found[:, -1] = label - 0.5
+    found[:, -1] = label
     return found
 
 

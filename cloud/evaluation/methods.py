@@ -159,6 +159,9 @@ METHODS: dict[str, Method] = {
         partial(coda, name="coda-no-classifier", classifier_epochs=0),
         "CoDA that keeps the candidates that change the model most",
     ),
+    "coda-no-label": Method(
+        partial(coda, name="coda-no-label", classifier_label=False), "CoDA whose classifier does not see labels"
+    ),
     "coda-no-tastes": Method(
         partial(coda, name="coda-no-tastes", tastes=False), "CoDA without what own labels say of other items"
     ),

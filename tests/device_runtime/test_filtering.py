@@ -78,22 +78,25 @@ def test_the_filter_keeps_what_is_like_the_user(model, rng):
     assert (kept.weights > 0).all() and (kept.weights <= 1).all()
 
 
-def test_the_filter_uses_the_label(model, rng):
+def test_the_filter_uses_the_label_if_it_may(model, rng):
     width = model.manifest.width - model.manifest.filter_from
     embeddings = _unit(rng.normal(size=(300, width)))
     label = rng.integers(0, 2, 200).astype(np.float32)
     local = classifier_inputs(embeddings[:100], np.ones(100, np.float32), 0)
+    candidates = classifier_inputs(embeddings[100:], label, 0)
     kept = filter_candidates(
         model.graph("classifier_score"),
         model.graph("classifier_step"),
         model.classifier,
         local,
-        classifier_inputs(embeddings[100:], label, 0),
+        candidates,
         None,
         SETTINGS,
         rng,
     )
     assert label[kept.kept].mean() > 0.9
+    blind = _filtered(model, local, candidates, rng, threshold=0.5, classifier_label=False)
+    assert 0.3 < label[blind.kept].mean() < 0.7, "what it does not see cannot decide"
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])

@@ -54,7 +54,11 @@ final class Filtering {
         if (count < FOLDS || settings.classifierEpochs == 0) {
             return withoutClassifier(settings, count, change);
         }
-        Tensor halves = Tensor.join(labelled(candidates, 1), labelled(candidates, 0));
+        Tensor halves = Tensor.join(labelled(candidates, 0.5f), labelled(candidates, -0.5f));
+        if (!settings.classifierLabel) { // a label that says nothing
+            halves = labelled(halves, 0);
+            local = labelled(local, 0);
+        }
         float[] mass = new float[2 * count];
         for (int i = 0; i < count; i++) {
             mass[i] = liked[i];
@@ -138,10 +142,10 @@ final class Filtering {
         return kept;
     }
 
-    private static Tensor labelled(Tensor x, int label) {
+    private static Tensor labelled(Tensor x, float label) {
         Tensor found = x.copy();
         for (int i = found.width() - 1; i < found.size(); i += found.width()) {
-            found.floats[i] = label - 0.5f;
+            found.floats[i] = label;
         }
         return found;
     }

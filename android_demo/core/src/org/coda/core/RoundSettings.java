@@ -13,6 +13,7 @@ public final class RoundSettings {
     public final double holdout;
     public final int classifierEpochs;
     public final double classifierRate;
+    public final boolean classifierLabel;
     public final double threshold;
     public final int keep;
     public final double ratioBound;
@@ -43,6 +44,7 @@ public final class RoundSettings {
         holdout = fields.number("holdout", 0.2);
         classifierEpochs = fields.int32("classifier_epochs", 5);
         classifierRate = fields.number("classifier_rate", 0.01);
+        classifierLabel = fields.flag("classifier_label", true);
         threshold = fields.number("threshold", 0);
         keep = fields.int32("keep", 1500);
         ratioBound = fields.number("ratio_bound", 20);

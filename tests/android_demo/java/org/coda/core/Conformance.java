@@ -189,6 +189,7 @@ public final class Conformance {
         found.put("holdout", given.holdout);
         found.put("classifier_epochs", given.classifierEpochs);
         found.put("classifier_rate", given.classifierRate);
+        found.put("classifier_label", given.classifierLabel);
         found.put("threshold", given.threshold);
         found.put("keep", given.keep);
         found.put("ratio_bound", given.ratioBound);
