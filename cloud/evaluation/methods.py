@@ -152,6 +152,10 @@ METHODS: dict[str, Method] = {
     "mpda-similar": Method(partial(mpda.run, choose=mpda.by_similarity), "MPDA over the most similar users"),
     "coda": Method(coda, "matched, filtered, weighted, tuned, judged"),
     "coda-nearest": Method(partial(coda, name="coda-nearest", **NEAREST), "CoDA that matches single samples"),
+    "coda-directory": Method(
+        partial(coda, name="coda-directory", **{**NEAREST, "matching": "directory"}),
+        "CoDA that tells the cloud how much of the user is in each part of a directory, and no vector",
+    ),
     "coda-no-classifier": Method(
         partial(coda, name="coda-no-classifier", classifier=False), "CoDA that keeps candidates as they come"
     ),
