@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from device_runtime.bundle import BlobStore, Manifest
+from device_runtime.directory import Directory
 from device_runtime.engines import Array, open_engine
 from device_runtime.errors import InputError
 from device_runtime.model import VOCABULARY, Model
@@ -58,6 +59,11 @@ class Encoder:
     def dense(self) -> Mapping[str, Array]:
         """The weights that are not rows of items, float32."""
         return self._model.base.dense
+
+    @property
+    def directory(self) -> Directory | None:
+        """The bundle's directory, if it has one."""
+        return self._model.directory
 
     def rows(self, ids: Int32, held: Int32) -> Rows:
         """The rows of those ids (ascending) whose shard is not among `held`."""

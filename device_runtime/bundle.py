@@ -116,9 +116,12 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     matching: what the cloud answers. "nearest": the samples nearest to `centroids` of the local ones, as they are.
     "pooled": one sample an item, which says by how much labels differ from the cloud model's predictions, contributors
-    near the user's profile weighing most (docs/adr/0008). candidates: samples in the answer, at most.
+    near the user's profile weighing most (docs/adr/0008). "directory": samples of those parts of the bundle's directory
+    that the local ones are near to; the query has a weight for each part, and no vector (docs/adr/0018). candidates:
+    samples in the answer, at most.
     neighbours: samples of the pool, nearest to the profile, that weigh in pooled labels. core: the rank up to which
-    they weigh 1 each; after it weights fall as exp(-sharpness * lack of similarity). shrinkage, near_shrinkage: samples
+    they weigh 1 each; after it weights fall as exp(-sharpness * lack of similarity), as do those of a directory's parts
+    for a local sample, and the odds of a sample within its part. shrinkage, near_shrinkage: samples
     as predicted, at even odds, that an item's offset over the pool is shrunk by, and that over neighbours.
     tastes: pooled candidates are also moved by what the user's own labels say of them (docs/adr/0010).
 
@@ -143,7 +146,7 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tuned anew on all local samples, the held-out ones too, which are the newest.
     """
 
-    matching: Literal["nearest", "pooled"] = "pooled"
+    matching: Literal["nearest", "pooled", "directory"] = "pooled"
     centroids: int = 8
     candidates: int = 2000
     neighbours: int = 4096
@@ -214,8 +217,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     filter_from on describe the impression itself, and they are what the filter sees. answer_key: the public key under
     which the server signs per-user answers. positive_at: the least rating that is labelled 1, for events that carry
     ratings. weights: safetensors of the recommender's unsliced tensors by name, and `padding:NAME`, row 0 of each
-    sliced tensor; as narrow as rank_weights says. classifier: the filter's initial weights. metrics: of the cloud model
-    on its validation period, for information.
+    sliced tensor; as narrow as rank_weights says; and `directory.TENSOR` where the settings match by it. classifier:
+    the filter's initial weights. metrics: of the cloud model on its validation period, for information.
     """
 
     format: int

@@ -25,6 +25,11 @@ def seal(kind: int, plain: bytes, dictionary: bytes = b"") -> bytes:
     return head + digest(head + payload) + payload
 
 
+def kind_of(data: bytes) -> int:
+    """The kind that a frame states, before anything of it is checked; 0 of what is too short to be one."""
+    return data[4] if len(data) >= _HEAD else 0
+
+
 def unseal(data: bytes, kind: int, most: int = MAX_BODY, dictionary: bytes = b"") -> bytes:
     """The body of a frame of that kind; most: its bytes after decompression. dictionary: as given to `seal`.
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from device_runtime import directory
 from device_runtime.bundle import BlobStore, Manifest, read_tensors, write_atomically
+from device_runtime.directory import Directory
 from device_runtime.engines import Array, Engine, Graph
 from device_runtime.engines.spec import GraphSpec
 from device_runtime.errors import EngineError, InputError, StoreError
@@ -68,9 +70,10 @@ class Weights:
 
 @dataclass
 class Model:
-    """An opened bundle.
+    """An opened bundle. directory: None where it has none.
 
     Raises (from `open`):
+        InputError, WireError: a tensor is missing, or is not what it should be.
         TrustError: a blob is not the one that the manifest names. StoreError: a blob is missing.
         EngineError: the engine cannot load a graph.
     """
@@ -81,6 +84,7 @@ class Model:
     base: Weights
     classifier: Mapping[str, Array]
     padding: Rows
+    directory: Directory | None = None
     _graphs: dict[str, Graph] = field(default_factory=dict)
     _shards: dict[int, Shard] = field(default_factory=dict)
 
@@ -91,8 +95,12 @@ class Model:
         if missing := [n for n in sliced if f"padding:{n}" not in weights]:
             raise InputError(f"the bundle's weights lack the padding row of {', '.join(missing)}")
         padding = Rows(np.zeros(1, np.int32), {n: weights.pop(f"padding:{n}") for n in sliced})
+        stored = weights.pop(directory.TENSOR, None)
+        if stored is None and manifest.settings.matching == "directory":
+            raise InputError("the bundle asks for matching by directory, and has none; it must be exported again")
+        parts = None if stored is None else Directory.of(stored, manifest.width)
         classifier = read_tensors(blobs.read(manifest.classifier), "the bundle's classifier")
-        return cls(manifest, engine, blobs, Weights(widened(weights)), classifier, padding)
+        return cls(manifest, engine, blobs, Weights(widened(weights)), classifier, padding, parts)
 
     def graph(self, name: str) -> Graph:
         """A graph, loaded at first use."""

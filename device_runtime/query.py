@@ -1,17 +1,47 @@
-"""The query: the user's profile, or a few centroids of the embedded local samples. It is all that the cloud learns."""
+"""The query: the user's profile, a few centroids of the embedded local samples, or how much of them lies in each part
+of the bundle's directory. It is all that the cloud learns."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from device_runtime.bundle import RoundSettings
-from device_runtime.samples import Float32
+from device_runtime.bundle import Manifest, RoundSettings
+from device_runtime.directory import Directory
+from device_runtime.errors import InputError
+from device_runtime.samples import Float32, Int32
+from device_runtime.wire import DirectoryQuery, MatchQuery, encode_directory_query, encode_query
 
 _ITERATIONS = 10
 
 
+def frame(
+    manifest: Manifest,
+    embeddings: Float32,
+    settings: RoundSettings,
+    held: Int32,
+    rng: np.random.Generator,
+    directory: Directory | None,
+) -> bytes:
+    """The query's frame, as the settings ask for it.
+
+    embeddings: of the local samples, oldest first. held: shards of item rows that are on the device. directory: needed
+    where the settings ask by it.
+
+    Raises:
+        InputError: there is no directory, or there are no local samples to ask by it.
+    """
+    if settings.matching == "directory":
+        if directory is None:
+            raise InputError("the bundle has no directory to ask by")
+        weights = directory.weights(embeddings, settings.sharpness)
+        asked = DirectoryQuery(manifest.encoder, directory.id, weights, settings.candidates, held)
+        return encode_directory_query(asked)
+    asked_by = vectors(embeddings, manifest.filter_from, settings, rng)
+    return encode_query(MatchQuery(manifest.encoder, asked_by, settings.candidates, held))
+
+
 def vectors(embeddings: Float32, filter_from: int, settings: RoundSettings, rng: np.random.Generator) -> Float32:
-    """What is sent, float32 [k, width], unit rows: see `RoundSettings.matching`.
+    """What is sent where no directory is asked by, float32 [k, width], unit rows: see `RoundSettings.matching`.
 
     embeddings: of the local samples, oldest first. filter_from: the first column that describes the impression.
     """

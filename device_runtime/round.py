@@ -49,15 +49,7 @@ from device_runtime.samples import Float32, Int32
 from device_runtime.sensors import Sensors
 from device_runtime.tables import LocalTable
 from device_runtime.transport import Transport
-from device_runtime.wire import (
-    MatchAnswer,
-    MatchQuery,
-    Rows,
-    decode_answer,
-    encode_contribution,
-    encode_query,
-    encode_report,
-)
+from device_runtime.wire import MatchAnswer, Rows, decode_answer, encode_contribution, encode_report
 from device_runtime.working import WorkingFiles
 from device_runtime.yielding import AskingEngine, Pulse
 
@@ -255,14 +247,8 @@ class Round:
                 return "done"
             everything = local.everything
             embeddings = model.encode(everything, model.table(everything.ids(VOCABULARY), model.base))
-            asked = encode_query(
-                MatchQuery(
-                    model.manifest.encoder,
-                    query.vectors(embeddings, model.manifest.filter_from, settings, self._rng()),
-                    settings.candidates,
-                    np.array(model.held(), np.int32),
-                )
-            )
+            shards = np.array(model.held(), np.int32)
+            asked = query.frame(model.manifest, embeddings, settings, shards, self._rng(), model.directory)
             held = {"embeddings": embeddings, "query": np.frombuffer(asked, np.uint8)}
             self._keep("encoded", save_safetensors(held))
         return "encoded"

@@ -1,4 +1,4 @@
-"""What crosses the network in binary: match queries, match answers, contributions, reports, weight updates.
+"""What crosses the network in binary: match queries (of two kinds) and answers, contributions, reports, weight updates.
 
 A frame is `CoDA`, kind, version, flags (bit 0: zstd), eight bytes of BLAKE2b over all the rest, then a msgpack
 body whose typed arrays are byte strings (see `packing`). Ids go as positions in a sorted list of the distinct ids
@@ -16,9 +16,10 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from device_runtime import directory
 from device_runtime.arrays import Scaled, Tensor, array, int32, rescaled, scaled, tensor
 from device_runtime.errors import InputError, WireError
-from device_runtime.framing import seal, unseal
+from device_runtime.framing import kind_of, seal, unseal
 from device_runtime.messages import RoundReport, to_json
 from device_runtime.packing import pack, unpack
 from device_runtime.samples import Column, Float32, Int32, Int64, Ragged, SampleBatch, Schema
@@ -42,6 +43,7 @@ REPORT_DICTIONARY = (
 """What zstd may refer to in reports. Part of the format: it may change with its version only, messages at any time."""
 
 _QUERY, _ANSWER, _CONTRIBUTION, _REPORT, _UPDATE = 1, 2, 3, 4, 5
+_DIRECTORY_QUERY = 7
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,21 @@ class MatchQuery:
 
     encoder: str
     centroids: Float32
+    limit: int
+    held: Int32
+
+
+@dataclass(frozen=True)
+class DirectoryQuery:
+    """What a device asks the cloud to match by the bundle's directory. No vector is in it, nor a sample, id or label.
+
+    encoder: as in a `MatchQuery`. directory: the `Directory.id` that the weights are of. weights: uint8 [1 to 256], not
+    all 0: how much of the device's samples is near each centroid. limit, held: as in a `MatchQuery`.
+    """
+
+    encoder: str
+    directory: str
+    weights: npt.NDArray[np.uint8]
     limit: int
     held: Int32
 
@@ -117,6 +134,14 @@ class _Query(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     held: bytes
 
 
+class _DirectoryQuery(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    encoder: str
+    directory: str
+    weights: bytes
+    limit: int
+    held: bytes
+
+
 class _Rows(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     ids: bytes
     tensors: dict[str, Tensor]
@@ -147,13 +172,41 @@ def encode_query(query: MatchQuery) -> bytes:
     return _frame(_QUERY, body)
 
 
-def decode_query(data: bytes) -> MatchQuery:
-    """Raises: WireError."""
+def encode_directory_query(query: DirectoryQuery) -> bytes:
+    """Raises: InputError: the weights are not what they must be."""
+    if query.weights.dtype != np.uint8 or query.weights.ndim != 1:
+        raise InputError(f"weights of a directory are bytes in a row, not {query.weights.dtype} {query.weights.shape}")
+    if wrong := _wrong_weights(query.weights):
+        raise InputError(wrong)
+    held, weights = pack(query.held), query.weights.tobytes()
+    return _frame(_DIRECTORY_QUERY, _DirectoryQuery(query.encoder, query.directory, weights, query.limit, held))
+
+
+def decode_query(data: bytes) -> MatchQuery | DirectoryQuery:
+    """Of either kind. Raises: WireError."""
+    if kind_of(data) == _DIRECTORY_QUERY:
+        asked = _open(data, _DIRECTORY_QUERY, _DirectoryQuery)
+        weights = np.frombuffer(asked.weights, np.uint8)
+        if wrong := _wrong_weights(weights):
+            raise WireError(wrong)
+        held = int32(unpack(asked.held))
+        return DirectoryQuery(asked.encoder, asked.directory, weights, _limit(asked.limit), held)
     body = _open(data, _QUERY, _Query)
     centroids = rescaled(body.centroids, "the query's centroids")
-    if body.limit < 0:
-        raise WireError(f"the query asks for {body.limit} candidates")
-    return MatchQuery(body.encoder, centroids, body.limit, int32(unpack(body.held)))
+    return MatchQuery(body.encoder, centroids, _limit(body.limit), int32(unpack(body.held)))
+
+
+def _limit(stated: int) -> int:
+    if stated < 0:
+        raise WireError(f"the query asks for {stated} candidates")
+    return stated
+
+
+def _wrong_weights(weights: npt.NDArray[np.uint8]) -> str:
+    """Why no directory has these weights, or ""."""
+    if not 0 < len(weights) <= directory.MOST:
+        return f"a directory has 1 to {directory.MOST} weights; given {len(weights)}"
+    return "" if weights.any() else "the weights of a directory are all 0: the query asks for nothing"
 
 
 def encode_answer(answer: MatchAnswer) -> bytes:

@@ -28,8 +28,10 @@ from device_runtime.bundle import (
     Training,
     WeightForm,
     pack_file,
+    read_tensors,
     write_atomically,
 )
+from device_runtime.directory import TENSOR
 from device_runtime.engines import Array, Engine
 from device_runtime.engines.selftest import golden_steps, self_test, trial
 from device_runtime.engines.spec import GraphSpec
@@ -42,6 +44,7 @@ from device_runtime.samples import Float32, SampleBatch
 from device_runtime.tables import Shard, shard_of
 from export.audit import audited
 from export.checkpoint import Trained
+from export.directory import LEAST, directory_of
 from export.graphs import GraphPlan, classifier_plans, logits_of, recommender_plans
 from export.lowering import to_executorch, to_onnx
 from export.models.base import Recommender
@@ -160,7 +163,8 @@ def build(
     largest = {n: int(t.max(initial=0)) for n, t in rows.items() if held.get(n, t).dtype.kind == "i"}
     graphs = _lower(model, step, classifier, engines, trials, largest, keep, progress)
     progress("packing weights")
-    weights = keep(_tensors(dense | {f"padding:{n}": t[:1] for n, t in rows.items()}), changes=True)
+    parts = _directory(model, source) if source.settings.matching == "directory" else {}
+    weights = keep(_tensors(dense | {f"padding:{n}": t[:1] for n, t in rows.items()} | parts), changes=True)
     encode = graphs["encode"]
     used = {t.name for t in encode.spec.of("param", "attribute")}
     manifest = Manifest(
@@ -188,6 +192,17 @@ def build(
         write_atomically(out / "blobs" / sha256, data)
     _announce(manifest, out, signer)
     return manifest
+
+
+def _directory(model: Recommender, source: Source) -> dict[str, Array]:
+    """Raises: InputError: it cannot be made."""
+    found = directory_of(model, source.held_out)
+    if found is None:
+        raise InputError(
+            "a directory is made of samples that the model was validated on, and beside the model there are too few of "
+            f"them, or no {LEAST} alike; train on more, or export with another matching"
+        )
+    return {TENSOR: found}
 
 
 def _lower(
@@ -279,10 +294,14 @@ def restate(manifest: Manifest, blobs: BlobStore, out: Path, signer: Signer) -> 
     """Write and sign a bundle folder of a manifest whose files are at hand: of a bundle that differs in it only.
 
     Raises:
-        InputError: the folder holds a bundle already. TrustError, StoreError: a file is damaged or missing.
+        InputError: the folder holds a bundle already, or the settings match by a directory that the weights do not
+            hold. TrustError, StoreError: a file is damaged or missing.
     """
     if (out / "bundle.json").exists():
         raise InputError(f"{out} holds a bundle already; a bundle never changes: choose another folder")
+    weights = read_tensors(blobs.read(manifest.weights), "the bundle's weights")
+    if manifest.settings.matching == "directory" and TENSOR not in weights:
+        raise InputError("this bundle has no directory to match by; export the model with matching = directory")
     graphs = [made.file for graph in manifest.graphs.values() for made in graph.files.values()]
     shards = [shard for table in manifest.tables.values() for shard in table.shards]
     for file in (manifest.weights, manifest.classifier, *graphs, *shards):

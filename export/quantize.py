@@ -84,7 +84,7 @@ def loss_of(
     values = {n: torch.from_numpy(np.array(v)) for n, v in widened(narrow).items()}
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     values = {n: v.to(own[n].dtype) for n, v in values.items()}
-    given = _features(model, held_out)
+    given = inputs_of(model, held_out)
     count = len(next(iter(given.values())))
     exact, rounded = (_logits(model, used, given, count) for used in ({}, values))
     before, after = (None, None) if held_out is None else (auc(held_out.labels, x) for x in (exact, rounded))
@@ -96,7 +96,8 @@ def loss_of(
     )
 
 
-def _features(model: Recommender, held_out: SampleBatch | None) -> dict[str, Tensor]:
+def inputs_of(model: Recommender, held_out: SampleBatch | None) -> dict[str, Tensor]:
+    """What the model's methods take, of whole tables; of made-up samples where there are none."""
     if held_out is None:
         rows = min(_rows(model, name) for name in model.sliced.values())
         return {spec.name: value for spec, value in feature_examples(model, MADE_UP, rows).items()}

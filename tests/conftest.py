@@ -170,6 +170,35 @@ def reversion(bundle: Path, published: Published, version: int, **changes: objec
     (bundle / "bundle.json").write_bytes(to_json(ref))
 
 
+def with_directory(published: Published, folder: Path, version: int = 3, order: int = 1) -> Path:
+    """The published bundle as it would be if it matched by directory: single samples, few of them. order: -1 makes
+    another directory of the same centroids."""
+    import shutil
+
+    import msgspec
+    from safetensors.numpy import load, save
+
+    from device_runtime.bundle import BlobStore, RoundSettings, open_manifest, pack_file
+    from device_runtime.directory import TENSOR
+    from export.checkpoint import load as load_trained
+    from export.directory import directory_of
+    from export.package import read_ref
+
+    shutil.copytree(published.bundle, folder)
+    trained = load_trained(published.home.parent / "model")
+    ref = read_ref(folder)
+    manifest = open_manifest(ref, (folder / "blobs" / ref.manifest).read_bytes(), published.trust)
+    stored = directory_of(trained.model, trained.held_out)
+    assert stored is not None and len(stored) > 1
+    held = load(BlobStore(folder / "blobs").read(manifest.weights)) | {TENSOR: np.ascontiguousarray(stored[::order])}
+    weights, data = pack_file(save(held), True)
+    (folder / "blobs" / weights.sha256).write_bytes(data)
+    settings = RoundSettings(matching="directory", candidates=60, keep=30, row_steps=0)
+    reversion(folder, published, version, weights=weights, settings=settings)
+    assert msgspec.json.decode((folder / "bundle.json").read_bytes())["version"] == version
+    return folder
+
+
 @pytest.fixture
 def serving(published: Published, tmp_path: Path) -> Callable[..., object]:
     """A context manager that runs a real uvicorn server, in a thread, over a copy of the published home."""

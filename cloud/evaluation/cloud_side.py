@@ -14,16 +14,17 @@ import numpy.typing as npt
 
 from cloud.encoding import Encoder
 from cloud.evaluation import leaks
-from cloud.matching import ExactStore, by_search, match, pooled
+from cloud.matching import ExactStore, Parts, by_directory, by_search, match, pooled
 from cloud.matching.unexplained import Unexplained
 from cloud.pool import Pool, Segment
 from device_runtime.bundle import BlobStore, Manifest, RoundSettings, open_manifest
+from device_runtime.directory import Directory
 from device_runtime.engines import open_engine
 from device_runtime.errors import StoreError
 from device_runtime.messages import BundleRef
 from device_runtime.model import VOCABULARY, Model
 from device_runtime.samples import Float32, Int32, Int64, Ragged, SampleBatch
-from device_runtime.wire import MatchAnswer, decode_query, encode_answer
+from device_runtime.wire import DirectoryQuery, MatchAnswer, decode_query, encode_answer
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class Place:
 
 PREDICTED = "predicted.npy"
 """Beside a pool: what the cloud's model predicts for each of its samples."""
+DIRECTORY, PARTS = "directory.npy", "parts.npy"
+"""Beside a bundle: what a bundle that matches by directory would hold. Beside a pool: which of its samples lie in each
+part, as `cloud.matching.Divided` keeps it."""
 LEAST = 8
 """Samples of a contributor who can be matched as a user."""
 
@@ -141,11 +145,30 @@ class Cloud:
     def match(self, body: bytes, pool: PoolBefore, asker: int, settings: RoundSettings) -> bytes:
         """A query's frame -> the answer's, as the server makes it."""
         query, store = decode_query(body), ExactStore(pool)
-        if settings.matching == "pooled":
+        if isinstance(query, DirectoryQuery):
+            directory = self.directory
+            assert directory is not None, "a device asked by it"
+            candidates, shortfall = by_directory(pool, query, asker, directory, settings.sharpness, self.parts)
+        elif settings.matching == "pooled":
             candidates, shortfall = pooled(pool, by_search(store), query, asker, settings, self.residuals)
         else:
             candidates, shortfall = match(pool, store, query, asker)
         return self.answer(candidates, query.held.tolist(), shortfall)
+
+    @cached_property
+    def directory(self) -> Directory | None:
+        """None: there were too few samples to make one."""
+        path = self.place.bundle.parent / DIRECTORY
+        return Directory.of(np.load(path), self.manifest.width) if path.exists() else None
+
+    def parts(self, segment: Segment) -> Parts:
+        """Of the beginning of the pool's only segment, as `PoolBefore` has it."""
+        return self._parts.before(len(segment))
+
+    @cached_property
+    def _parts(self) -> Parts:
+        both, k = np.load(self.place.pool / PARTS), len(self.directory.centroids) if self.directory else 0
+        return Parts(both[k:], both[:k])
 
     def residuals(self, segment: Segment) -> Unexplained:
         """See `pooled`; of the beginning of a segment, as `PoolBefore` has it."""

@@ -137,10 +137,11 @@ class Device:
         embeddings = self.embeddings(self.parts.local, "local")
 
         def ask() -> bytes:
-            start = self.model.manifest.filter_from
-            asked = query.vectors(embeddings, start, used, self.rng("query")) if profile is None else profile
-            held = np.array(self.held_shards, np.int32)
-            return encode_query(MatchQuery(self.model.manifest.encoder, asked, used.candidates, held))
+            manifest, held = self.model.manifest, np.array(self.held_shards, np.int32)
+            if profile is not None:
+                return encode_query(MatchQuery(manifest.encoder, profile, used.candidates, held))
+            directory = self.cloud.directory if used.matching == "directory" else None
+            return query.frame(manifest, embeddings, used, held, self.rng("query"), directory)
 
         body = self.stage(f"query {name}", ask, lambda body: Spent(bytes_up=len(body)))
         found = self.received(name, lambda: self.cloud.match(body, self.pool, self.token, used))

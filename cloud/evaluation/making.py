@@ -14,14 +14,16 @@ import export
 from cloud import tastes, training, training_sets
 from cloud.datasets import Dataset
 from cloud.encoding import Encoder
-from cloud.evaluation.cloud_side import PREDICTED, Cloud, Place, code_digest, token
+from cloud.evaluation.cloud_side import DIRECTORY, PARTS, PREDICTED, Cloud, Place, code_digest, token
 from cloud.evaluation.protocols import Split
+from cloud.matching import Parts
 from cloud.pool import Pool, Tokens
-from device_runtime.bundle import BlobStore, Manifest, RoundSettings, write_atomically
+from device_runtime.bundle import BlobStore, RoundSettings, write_atomically
 from device_runtime.engines import open_engine
 from device_runtime.identity import Signer
 from device_runtime.stream import samples
 from export.checkpoint import Trained, TrainSettings
+from export.directory import directory_of
 from export.package import Source, build
 
 Show = Callable[[str, int, int], None]
@@ -42,8 +44,7 @@ def prepare(split: Split, work: Path, settings: TrainSettings, show: Show) -> Pl
         _export(training.train(split.cloud, place.bundle.parent / "model", settings, _training(show)), place, show)
     if not (place.pool / "ready").exists():
         shutil.rmtree(place.pool, ignore_errors=True)
-        manifest = Cloud.open(place).manifest
-        _fill(place, split.pool, manifest, show)
+        _fill(place, split.pool, show)
         write_atomically(place.pool / "ready", b"")
     return place
 
@@ -54,6 +55,9 @@ def _training(show: Show) -> Callable[[int, int, float], None]:
 
 def _export(trained: Trained, place: Place, show: Show) -> None:
     shutil.rmtree(place.bundle, ignore_errors=True)
+    parts = directory_of(trained.model, trained.held_out)
+    if parts is not None:  # beside the bundle, which is that of all methods
+        np.save(place.bundle.parent / DIRECTORY, parts)
     signer, stages = Signer.open_or_create(place.bundle.parent / "release.key"), iter(range(1, 100))
     build(
         Source.of(trained, RoundSettings()),
@@ -66,8 +70,10 @@ def _export(trained: Trained, place: Place, show: Show) -> None:
     )
 
 
-def _fill(place: Place, dataset: Dataset, manifest: Manifest, show: Show) -> None:
+def _fill(place: Place, dataset: Dataset, show: Show) -> None:
     """One segment, ordered by time: what a device may see of it is its beginning."""
+    cloud = Cloud.open(place)
+    manifest = cloud.manifest
     pool = Pool(place.pool / "samples", manifest.schema, manifest.width)
     encoder = Encoder(manifest, BlobStore(place.bundle / "blobs"))
     events = dataset.events
@@ -81,7 +87,11 @@ def _fill(place: Place, dataset: Dataset, manifest: Manifest, show: Show) -> Non
         show("embed the pool", min(start + _CHUNK, len(events)), len(events))
     tokens: Tokens = (events.contributor.astype(np.uint64) + np.uint64(token(0)))[order]
     np.save(place.pool / PREDICTED, np.concatenate(predicted)[order])
-    pool.append(ordered.take(order), events.timestamp[order], tokens, np.concatenate(embedded)[order])
+    vectors = np.concatenate(embedded)[order]
+    if cloud.directory is not None:
+        parts = Parts.of(vectors, cloud.directory.centroids)
+        np.save(place.pool / PARTS, np.concatenate((parts.ends, parts.rows)))
+    pool.append(ordered.take(order), events.timestamp[order], tokens, vectors)
 
 
 def _names(split: Split, work: Path, settings: TrainSettings) -> tuple[Path, Path]:

@@ -152,6 +152,10 @@ METHODS: dict[str, Method] = {
     "mpda-similar": Method(partial(mpda.run, choose=mpda.by_similarity), "MPDA over the most similar users"),
     "coda": Method(coda, "matched, filtered, weighted, tuned, judged"),
     "coda-nearest": Method(partial(coda, name="coda-nearest", **NEAREST), "CoDA that matches single samples"),
+    "coda-directory": Method(
+        partial(coda, name="coda-directory", **{**NEAREST, "matching": "directory"}),
+        "CoDA that tells the cloud how much of the user is in each part of a directory, and no vector",
+    ),
     "coda-no-filter": Method(
         partial(coda, name="coda-no-filter", by_chance=True), "CoDA that keeps as many candidates at random"
     ),

@@ -160,7 +160,7 @@ def _examined(device: Device, methods: Sequence[str]) -> UserResult:
 def _filter_truth(device: Device, truth: Truth) -> FilterTruth | None:
     candidates, change = device.offered()
     found = device.filtered(candidates, change)
-    origins = device.cloud.origins(candidates) if device.settings.matching == "nearest" else None
+    origins = device.cloud.origins(candidates) if device.settings.matching != "pooled" else None
     return examine_filter(truth, device.case.user, candidates, origins, found.kept)
 
 

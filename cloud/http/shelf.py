@@ -11,10 +11,10 @@ from functools import cached_property
 import numpy as np
 
 from cloud.encoding import Encoder
-from cloud.matching import Knowledge, MatchStore
+from cloud.matching import Divided, Knowledge, MatchStore
 from cloud.pool import Keeper, Pool, Segment
 from device_runtime.bundle import Manifest
-from device_runtime.errors import StoreError
+from device_runtime.errors import InputError, StoreError
 from device_runtime.messages import BundleRef
 
 
@@ -36,19 +36,30 @@ class Served:
         digest = hashlib.sha256("".join(blob.sha256 for blob in blobs).encode())
         return Knowledge(self.encoder.predict, digest.hexdigest()[:16], manifest.filter_from)
 
+    @cached_property
+    def divided(self) -> Divided:
+        """The pool's parts: for matching by directory. Raises: InputError: the bundle has none."""
+        if self.encoder.directory is None:
+            raise InputError(f"bundle {self.manifest.version} has no directory")
+        return Divided(self.encoder.directory)
+
     def prepare(self, segment: Segment) -> None:
         """Put beside a segment what matching will need. For `Pool.compact`."""
         self.store.prepare(segment)
-        if self.manifest.settings.matching == "pooled":
-            self.knowledge.prepare(segment)
+        self._derive(segment)
 
     def warm(self) -> None:
         """Make what matching needs and is not there yet, so that no device waits for it."""
         if len(self.pool):
             self.store.search(np.zeros((1, self.manifest.width), np.float32), 1, 0)
+        for segment in self.pool.segments:
+            self._derive(segment)
+
+    def _derive(self, segment: Segment) -> None:
         if self.manifest.settings.matching == "pooled":
-            for segment in self.pool.segments:
-                self.knowledge.prepare(segment)
+            self.knowledge.prepare(segment)
+        elif self.manifest.settings.matching == "directory":
+            self.divided(segment)
 
 
 Opener = Callable[[int, Sequence[Served]], Served]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,12 +12,21 @@ from cloud.http.auth import Asker
 from cloud.http.problems import Refusal
 from cloud.http.services import Services
 from cloud.http.shelf import Served
-from cloud.matching import by_profiles, match, pooled
+from cloud.matching import by_directory, by_profiles, match, pooled
 from cloud.telemetry import RecallSampler
 from cloud.telemetry.tracing import span
+from device_runtime.bundle import Manifest
 from device_runtime.errors import CodaError, InputError
 from device_runtime.messages import RoundReport
-from device_runtime.wire import MatchAnswer, MatchQuery, decode_contribution, decode_query, encode_answer
+from device_runtime.samples import Float32, SampleBatch
+from device_runtime.wire import (
+    DirectoryQuery,
+    MatchAnswer,
+    MatchQuery,
+    decode_contribution,
+    decode_query,
+    encode_answer,
+)
 
 
 def served_to(services: Services, asker: Asker) -> Served:
@@ -38,24 +48,15 @@ def matched(services: Services, served: Served, recall: RecallSampler, body: byt
     manifest, limits, query = served.manifest, services.limits, decode_query(body)
     if query.encoder != manifest.encoder:
         raise Refusal(409, "The query's encoder is outdated", f"pull bundle {manifest.version} and encode again")
-    count, width = query.centroids.shape
-    if width != manifest.width or count > limits.max_centroids:
-        raise Refusal(
-            400,
-            "The query does not fit",
-            f"it may have {limits.max_centroids} centroids of width {manifest.width}; given {count} of {width}",
-        )
-    norms = np.maximum(np.linalg.norm(query.centroids, axis=1, keepdims=True), 1e-6)
     wanted = min(query.limit, limits.max_candidates)
-    capped = MatchQuery(query.encoder, query.centroids / norms, wanted, query.held)
     token = services.contributor(asker)
-    with span("match"):
-        if manifest.settings.matching == "pooled":
-            known = served.knowledge
-            near = by_profiles(known)
-            candidates, shortfall = pooled(served.pool, near, capped, token, manifest.settings, known.residuals)
-        else:
-            candidates, shortfall = match(served.pool, served.store, capped, token)
+    if isinstance(query, DirectoryQuery):
+        candidates, shortfall = _by_directory(served, replace(query, limit=wanted), token)
+    else:
+        capped = replace(query, limit=wanted, centroids=_fitting(query.centroids, manifest, limits.max_centroids))
+        candidates, shortfall = _by_vectors(served, capped, token)
+        if len(capped.centroids):
+            recall.offer(capped.centroids, token)
     if wanted < query.limit and not shortfall:
         shortfall = f"this server gives at most {wanted} samples at a time"
     with span("encode"):
@@ -65,9 +66,48 @@ def matched(services: Services, served: Served, recall: RecallSampler, body: byt
     services.metrics.add("coda_match_candidates_total", by=len(candidates))
     if shortfall:
         services.metrics.add("coda_match_short_total")
-    if count:
-        recall.offer(capped.centroids, token)
     return answer
+
+
+def _by_directory(served: Served, query: DirectoryQuery, token: int) -> tuple[SampleBatch, str]:
+    """Raises: Refusal: 400, 409."""
+    manifest = served.manifest
+    if manifest.settings.matching != "directory" or query.directory != served.divided.directory.id:
+        raise Refusal(409, "The query's directory is outdated", f"pull bundle {manifest.version} and ask as it says")
+    divided = served.divided
+    if len(query.weights) != len(divided.directory.centroids):
+        raise Refusal(
+            400,
+            "The query does not fit",
+            f"the directory has {len(divided.directory.centroids)} parts; given {len(query.weights)} weights",
+        )
+    with span("match"):
+        return by_directory(served.pool, query, token, divided.directory, manifest.settings.sharpness, divided)
+
+
+def _by_vectors(served: Served, query: MatchQuery, token: int) -> tuple[SampleBatch, str]:
+    """Raises: Refusal: 409."""
+    manifest = served.manifest
+    if manifest.settings.matching == "directory":
+        raise Refusal(409, "This bundle matches by directory", f"pull bundle {manifest.version} and ask as it says")
+    with span("match"):
+        if manifest.settings.matching == "pooled":
+            known = served.knowledge
+            return pooled(served.pool, by_profiles(known), query, token, manifest.settings, known.residuals)
+        return match(served.pool, served.store, query, token)
+
+
+def _fitting(centroids: Float32, manifest: Manifest, most: int) -> Float32:
+    """The same, unit rows. Raises: Refusal: 400."""
+    count, width = centroids.shape
+    if width != manifest.width or count > most:
+        raise Refusal(
+            400,
+            "The query does not fit",
+            f"it may have {most} centroids of width {manifest.width}; given {count} of {width}",
+        )
+    unit: Float32 = centroids / np.maximum(np.linalg.norm(centroids, axis=1, keepdims=True), 1e-6)
+    return unit
 
 
 def take_in(services: Services, served: Served, body: bytes, device: str) -> None:

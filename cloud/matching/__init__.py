@@ -1,5 +1,6 @@
 """Matching: which samples of the pool resemble a query."""
 
+from cloud.matching.by_directory import Divided, Parts, by_directory
 from cloud.matching.exact import ExactStore
 from cloud.matching.faiss import FaissStore
 from cloud.matching.filter import Filter
@@ -10,12 +11,15 @@ from cloud.matching.store import Found, MatchStore
 from cloud.matching.unexplained import Knowledge
 
 __all__ = [
+    "Divided",
     "ExactStore",
     "FaissStore",
     "Filter",
     "Found",
     "Knowledge",
     "MatchStore",
+    "Parts",
+    "by_directory",
     "by_profiles",
     "by_search",
     "match",

@@ -16,6 +16,7 @@ from safetensors.numpy import load, save
 
 from device_runtime import framing, packing, wire
 from device_runtime.bundle import RoundSettings
+from device_runtime.directory import Directory
 from device_runtime.identity import Signer, parse_authorization, request_text, verify
 from device_runtime.journal import FilterView, Inputs, Progress
 from device_runtime.messages import BundleRef, PhaseOverhead, RoundReport, Verdict, to_json
@@ -219,6 +220,39 @@ def test_queries_are_the_same_bytes(java, k, width, limit, held):
     assert made == frame
 
 
+@given(st.integers(0, 2**32), st.integers(1, 40), st.integers(1, 256), st.integers(1, 64), st.sampled_from([3.5, 12.0]))
+def test_queries_by_directory_are_the_same_bytes(java, seed, samples, parts, width, sharpness):
+    rng = np.random.default_rng(seed)
+    embeddings, centroids = (rng.normal(size=(n, width)) for n in (samples, parts))
+    embeddings = (embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)).astype(np.float32)
+    stored = (centroids / np.linalg.norm(centroids, axis=1, keepdims=True)).astype(np.float16)
+    held = np.sort(rng.choice(999, rng.integers(0, 99), replace=False)).astype(np.int32)
+    known = Directory.of(stored, width)
+    query = wire.DirectoryQuery("ab" * 8, known.id, known.weights(embeddings, sharpness), 2000, held)
+    made = java(
+        "directory query", b"ab" * 8, save({"centroids": stored, "embeddings": embeddings}), str(sharpness).encode(),
+        struct.pack("<i", 2000), held.astype("<i8").tobytes(),
+    )  # fmt: skip
+    assert made == wire.encode_directory_query(query)
+
+
+def test_what_is_no_directory_is_refused_by_both(java, rng):
+    samples = np.ones((1, 4), np.float32)
+
+    def asked(stored, embeddings=samples):
+        tensors = save({"centroids": stored, "embeddings": embeddings})
+        return java("directory query", b"ab" * 8, tensors, b"12.0", struct.pack("<i", 9), b"")
+
+    for stored in (np.ones((257, 4), np.float16), np.ones((3, 4), np.float32), np.ones(4, np.float16)):
+        with pytest.raises(JavaError, match="WireError: the bundle's directory is"):
+            asked(stored)
+    with pytest.raises(JavaError, match="WireError: the bundle's directory holds numbers that are not finite"):
+        asked(np.full((3, 4), np.inf, np.float16))
+    for embeddings in (samples[:0], np.full((1, 4), np.nan, np.float32)):
+        with pytest.raises(JavaError, match="InputError: a directory query needs local samples"):
+            asked(np.ones((3, 4), np.float16), embeddings)
+
+
 @given(REPORTS)
 def test_reports_are_the_same_bytes(java, report):
     frame = wire.encode_report(report)
@@ -276,7 +310,7 @@ def test_java_sums_in_the_order_in_which_numpy_sums(java, count):
 def test_a_bundle_without_settings_means_the_same_to_both(java):
     mine = msgspec.json.decode(java("settings", b"{}"))
     theirs = msgspec.to_builtins(RoundSettings())
-    of_the_server = {"neighbours", "core", "sharpness", "shrinkage", "near_shrinkage"}
+    of_the_server = {"neighbours", "core", "shrinkage", "near_shrinkage"}
     assert mine == {name: value for name, value in theirs.items() if name not in of_the_server}
     assert (
         msgspec.json.decode(java("settings", msgspec.json.encode(RoundSettings(epochs=7, judge=False))))["epochs"] == 7

@@ -27,7 +27,7 @@ from device_runtime.round import RoundOptions, RoundResult, run_round
 from device_runtime.store import Store
 from tests.android_demo.conftest import serving_weights
 from tests.cloud.http.test_trust import Publisher
-from tests.conftest import reversion
+from tests.conftest import reversion, with_directory
 from tests.device_runtime.peers import CountingProxy
 
 SEED = 5
@@ -54,7 +54,13 @@ def python_device(folder: Path, published, url: str, monkeypatch, kept: Path) ->
         return run_round(home, transport, open_engine("executorch"), RoundOptions(seed=SEED)), home
 
 
-def test_both_runtimes_end_a_round_with_the_same_samples_and_weights(device, serving, published, tmp_path, monkeypatch):
+@pytest.mark.parametrize("matching", ["pooled", "directory"])
+def test_both_runtimes_end_a_round_with_the_same_samples_and_weights(
+    device, serving, published, tmp_path, monkeypatch, matching
+):
+    if matching == "directory":
+        with ServerHome(tmp_path / "server") as home:
+            publish(home, with_directory(published, tmp_path / "bundle"))
     keep = tmp_path / "kept-java"
     with serving() as (url, services):
         report, ranked = device.run(server=url, history=published.history, seed=SEED, keep=keep)
@@ -97,6 +103,8 @@ def test_both_runtimes_end_a_round_with_the_same_samples_and_weights(device, ser
 
 def asked(frame: np.ndarray) -> tuple[object, ...]:
     query = wire.decode_query(frame.tobytes())
+    if isinstance(query, wire.DirectoryQuery):
+        return query.encoder, query.directory, query.weights.tobytes(), query.limit, query.held.tolist()
     return query.encoder, query.centroids.tobytes(), query.limit, query.held.tolist()
 
 

@@ -9,7 +9,7 @@ from device_runtime import arrays, framing, wire
 from device_runtime.errors import InputError, WireError
 from device_runtime.messages import PhaseOverhead, RoundReport, from_json, to_json
 from device_runtime.samples import Feature, Ragged, SampleBatch, Schema
-from device_runtime.wire import MatchAnswer, MatchQuery, Rows, WeightUpdate
+from device_runtime.wire import DirectoryQuery, MatchAnswer, MatchQuery, Rows, WeightUpdate
 from tests.device_runtime.batches import SCHEMA, UNORDERED, assert_same, sample_batches
 
 
@@ -46,6 +46,72 @@ def test_a_query_comes_back_to_a_254th(rng):
     largest = np.abs(query.centroids).max(1, keepdims=True)
     assert (np.abs(found.centroids - query.centroids) <= largest / 253).all()
     assert len(data) < 640
+
+
+WEIGHTS = st.binary(min_size=1, max_size=256).filter(any)
+SHARDS = st.sets(st.integers(0, 999), max_size=999)
+
+
+@given(st.text(max_size=20), WEIGHTS, st.integers(0, 2**40), SHARDS)
+def test_a_directory_query_comes_back_as_it_was_and_stays_below_a_kilobyte(name, weights, limit, held):
+    """Of a catalogue of a thousand shards, which is a million items, whatever is held."""
+    shards = np.array(sorted(held), np.int32)
+    query = DirectoryQuery("abcd" * 4, name, np.frombuffer(weights, np.uint8), limit, shards)
+    data = wire.encode_directory_query(query)
+    found = wire.decode_query(data)
+    assert isinstance(found, DirectoryQuery)
+    assert (found.encoder, found.directory, found.limit) == (query.encoder, name, limit)
+    np.testing.assert_array_equal(found.weights, query.weights)
+    np.testing.assert_array_equal(found.held, shards)
+    assert len(data) <= 1024
+
+
+@given(WEIGHTS, st.data())
+def test_a_directory_query_that_was_damaged_is_refused(weights, data):
+    query = DirectoryQuery("abcd" * 4, "ef01" * 4, np.frombuffer(weights, np.uint8), 9, np.zeros(0, np.int32))
+    frame = bytearray(wire.encode_directory_query(query))
+    at = data.draw(st.integers(0, len(frame) * 8 - 1))
+    cut = bytes(frame[: at // 8])
+    frame[at // 8] ^= 1 << (at % 8)
+    for damaged in (bytes(frame), cut):
+        with pytest.raises(WireError):
+            wire.decode_query(damaged)
+
+
+@given(st.binary(max_size=200), st.sampled_from([1, 7]))
+def test_a_well_sealed_query_of_noise_is_refused(noise, kind):
+    with pytest.raises(WireError):
+        wire.decode_query(_sealed(noise, kind))
+
+
+@pytest.mark.parametrize(
+    ("weights", "reason"),
+    [
+        (np.zeros(0, np.uint8), "1 to 256 weights; given 0"),
+        (np.ones(257, np.uint8), "1 to 256 weights; given 257"),
+        (np.zeros(9, np.uint8), "all 0: the query asks for nothing"),
+        (np.full(4, np.nan, np.float32), "bytes in a row, not float32"),
+        (np.ones((2, 2), np.uint8), "bytes in a row, not uint8"),
+    ],
+)
+def test_weights_that_no_directory_has_are_refused_by_both_sides(weights, reason):
+    nothing = np.zeros(0, np.int32)
+    with pytest.raises(InputError, match=reason):
+        wire.encode_directory_query(DirectoryQuery("e", "d", weights, 5, nothing))
+    if weights.dtype == np.uint8 and weights.ndim == 1:
+        body = wire._DirectoryQuery("e", "d", weights.tobytes(), 5, wire.pack(nothing))
+        with pytest.raises(WireError, match=reason):
+            wire.decode_query(wire._frame(7, body))
+
+
+def test_a_directory_query_is_refused_by_those_who_expect_another_kind_or_limit():
+    body = wire._DirectoryQuery("e", "d", b"\x01", -5, wire.pack(np.zeros(0, np.int32)))
+    with pytest.raises(WireError, match="asks for -5 candidates"):
+        wire.decode_query(wire._frame(7, body))
+    with pytest.raises(WireError, match="a frame of kind 7 stands where kind 1 is expected"):
+        framing.unseal(wire._frame(7, body), 1)
+    with pytest.raises(WireError, match="not a CoDA frame"):
+        wire.decode_query(b"CoDA\x07")
 
 
 @given(sample_batches(UNORDERED))

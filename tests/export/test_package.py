@@ -8,17 +8,20 @@ import pytest
 import torch
 
 from device_runtime.bundle import BlobStore, RoundSettings, files_of, open_manifest, unpack_file
+from device_runtime.directory import TENSOR
 from device_runtime.engines import open_engine
 from device_runtime.engines.selftest import self_test, trial
 from device_runtime.errors import InputError, TrustError, WireError
 from device_runtime.identity import Signer
 from device_runtime.messages import to_json
 from device_runtime.model import TASTE, Model
+from device_runtime.query import centroids
 from device_runtime.samples import Ragged, SampleBatch
 from export.command import read_settings
+from export.directory import clustered
 from export.models.base import Catalogue
 from export.models.lr import LR
-from export.package import Source, build, read_ref
+from export.package import Source, build, read_ref, restate
 from tests.export.conftest import CATEGORIES, HISTORY, ITEMS, random_features
 
 
@@ -96,6 +99,60 @@ def test_tastes_travel_as_bytes_beside_the_rows_that_graphs_take(small_din, tmp_
     assert all(TASTE not in {t.name for t in entry.spec.inputs} for entry in manifest.graphs.values())
     plain = build(dataclasses.replace(source, tastes=None), tmp_path / "plain", **built)
     assert plain.encoder == manifest.encoder and TASTE not in plain.tables["item"].tensors
+
+
+def validated(schema, rng, count):
+    """Samples such as a model is validated on."""
+    starts, lengths = rng.integers(0, 40, count).astype(np.int32), np.full(count, HISTORY, np.int32)
+    history = Ragged(rng.integers(1, ITEMS, 60).astype(np.int32), starts, lengths)
+    columns = {"item": rng.integers(1, ITEMS, count).astype(np.int32), "history": history}
+    return SampleBatch(schema, columns, rng.integers(0, 2, count).astype(np.float32))
+
+
+def test_only_a_bundle_that_matches_by_directory_has_one(small_din, tmp_path, rng):
+    held_out = validated(small_din.schema, rng, 900)
+    keys = ["", *(f"item-{i}" for i in range(1, ITEMS))]
+    plain = Source("toy", "DIN", small_din, keys, None, {}, RoundSettings(), held_out=held_out)
+    source = dataclasses.replace(plain, settings=RoundSettings(matching="directory"))
+    signer, onnx = Signer.create(tmp_path / "key"), open_engine("onnx")
+    built = {"version": 1, "signer": signer, "answer_key": signer.public, "engines": [onnx]}
+    built["progress"] = lambda _: None
+    manifest = build(source, tmp_path / "bundle", **built)
+    blobs = BlobStore(tmp_path / "bundle" / "blobs")
+    model = Model.open(manifest, onnx, blobs)
+    found = model.directory.centroids
+    assert 2 <= len(found) <= 900 // 32 and found.shape[1] == manifest.width
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-3)
+    mine = model.encode(held_out, model.table(held_out.ids("item"), model.base))
+    members = np.bincount((mine @ found.T).argmax(1), minlength=len(found))
+    assert members.min() >= 8, "no centroid is of a few samples"
+    assert TENSOR not in model.base.dense, "nothing trains it, and no personal weights carry it"
+
+    again = build(source, tmp_path / "again", **built)
+    assert again.weights == manifest.weights, "the same of the same model and samples"
+    other = build(plain, tmp_path / "plain", **built)
+    assert other.weights.raw_size < manifest.weights.raw_size and other.encoder == manifest.encoder
+    opened = Model.open(other, onnx, BlobStore(tmp_path / "plain" / "blobs"))
+    assert opened.directory is None
+    changed = msgspec.structs.replace(other, settings=source.settings)
+    with pytest.raises(InputError, match="has no directory to match by"):
+        restate(changed, BlobStore(tmp_path / "plain" / "blobs"), tmp_path / "restated", signer)
+    restate(msgspec.structs.replace(manifest, version=2), blobs, tmp_path / "restated", signer)
+    with pytest.raises(InputError, match="beside the model there are too few"):
+        build(dataclasses.replace(source, held_out=None), tmp_path / "none", **built)
+
+
+def test_centroids_of_a_few_samples_are_left_out(rng):
+    """Three heaps, and five samples that are like nobody's, of which k-means makes centroids of their own."""
+    heaps = np.eye(8)[rng.integers(0, 3, 251)] + 0.01 * rng.normal(size=(251, 8))
+    lonely = np.eye(8)[3:]
+    points = np.concatenate((heaps, lonely)).astype(np.float32)
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    assert (centroids(points, 8, np.random.default_rng(0)) @ lonely.T).max() > 0.99
+    found = clustered(points)
+    assert found.dtype == np.float16 and (found @ lonely.T).max() < 0.9
+    assert (found @ np.eye(8)[:3].T).max(0).min() > 0.99, "the heaps are there"
+    assert clustered(np.eye(7, dtype=np.float32)) is None, "seven samples are nobody's crowd"
 
 
 def test_rows_may_carry_fractions_that_do_not_train(small_din, tmp_path):

@@ -16,6 +16,7 @@ from cloud.evaluation.cloud_side import Cloud
 from cloud.evaluation.device import Device
 from cloud.evaluation.methods import METHODS, Method, chosen
 from cloud.evaluation.running import UserResult, Work, examine, run, tasks
+from cloud.matching import Parts
 from device_runtime.bundle import RoundSettings
 from device_runtime.errors import EngineError, EngineUnavailable
 from device_runtime.metrics import auc
@@ -111,6 +112,26 @@ def test_pooled_candidates_come_from_what_others_had_said_by_the_match(device: D
     assert set(came.columns["item"].tolist()) <= set(before.samples.columns["item"][others].tolist())
     another = device.matched(profile=np.eye(1, device.model.manifest.width, dtype=np.float32))
     assert (another.columns["item"] == came.columns["item"]).all() and (another.labels != came.labels).any()
+
+
+def test_candidates_by_directory_are_somebody_elses_and_of_the_time_before(device: Device) -> None:
+    """The bundle is that of all methods, and has no directory; the cloud has it beside."""
+    assert device.model.directory is None and device.cloud.directory is not None
+    settings = msgspec.structs.replace(device.settings, matching="directory")
+    weights, spent = device.run(METHODS["coda-directory"].run)
+    assert 0 < spent.candidates <= 400 and 0 < spent.bytes_up < 1024 and weights is not None
+    came = device.matched(settings)
+    users, times = device.cloud.origins(came)
+    assert len(came) == spent.candidates, "the same stage"
+    assert (users != device.case.user).all() and times.max() < device.case.match_time
+    [segment] = device.pool.segments
+    mine = device.embeddings(device.parts.local, "local")
+    asked_for = np.flatnonzero(device.cloud.directory.weights(mine, settings.sharpness))
+    nearest = device.embeddings(came, "came") @ device.cloud.directory.centroids.T
+    near = np.take_along_axis(nearest, nearest.argmax(1)[:, None], 1)[:, 0]
+    assert (nearest[:, asked_for].max(1) >= near - 1e-5).all(), "all lie in parts that were asked for"
+    fresh = Parts.of(segment.embeddings, device.cloud.directory.centroids)
+    np.testing.assert_array_equal(device.cloud.parts(segment).rows, fresh.rows)
 
 
 def test_a_prediction_is_made_once_for_the_whole_pool_and_cut_with_it(device: Device) -> None:

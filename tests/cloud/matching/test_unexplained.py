@@ -108,7 +108,7 @@ def test_a_disk_that_is_full_costs_memory_and_says_so(pool, monkeypatch, caplog)
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cloud.matching.unexplained.np.save", full)
+    monkeypatch.setattr("cloud.matching.kept.np.save", full)
     with caplog.at_level(logging.WARNING):
         found = seen(Knowledge(Model(), "a", PERSON), pool)
     assert len(found[0].predicted) == 300 and "kept in memory" in caplog.text

@@ -29,6 +29,8 @@ public final class Model implements Closeable {
     public final Manifest manifest;
     final Weights base;
     final Map<String, Tensor> classifier;
+    /** Null where the bundle has none. */
+    final Directory directory;
     final Engine engine;
     private final Blobs blobs;
     private final Rows padding;
@@ -108,6 +110,11 @@ public final class Model implements Closeable {
             row.put(name, held);
         }
         padding = new Rows(new int[1], row);
+        Tensor stored = weights.remove(Directory.TENSOR);
+        if (stored == null && manifest.settings.matching.equals("directory")) {
+            throw new InputError("the bundle asks for matching by directory, and has none; it must be exported again");
+        }
+        directory = stored == null ? null : new Directory(stored, manifest.width);
         base = new Weights(Tables.widened(weights), null);
         classifier = Safetensors.read(blobs.read(manifest.classifier), "the bundle's classifier");
     }

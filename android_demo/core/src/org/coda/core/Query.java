@@ -4,14 +4,35 @@ import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.Map;
 
-/** The query: the user's profile, or a few centroids of the embedded local samples. It is all that the cloud learns. */
+/**
+ * The query: the user's profile, a few centroids of the embedded local samples, or how much of them lies in each part of
+ * the bundle's directory. It is all that the cloud learns.
+ */
 final class Query {
     private static final int ITERATIONS = 10;
     private static final float SMALL = 1e-6f;
 
     private Query() {}
 
-    /** What is sent, float32 [k, width], unit rows. */
+    /**
+     * The query's frame, as the bundle's settings ask for it.
+     *
+     * @param embeddings of the local samples, oldest first.
+     * @throws InputError there are no local samples to ask by a directory.
+     */
+    static byte[] frame(Model model, Tensor embeddings, Pcg64 random, Compressor compressor) {
+        Manifest manifest = model.manifest;
+        RoundSettings settings = manifest.settings;
+        if (settings.matching.equals("directory")) {
+            return Wire.encodeDirectoryQuery(manifest.encoder, model.directory.id,
+                    model.directory.weights(embeddings, settings.sharpness), settings.candidates, model.held(),
+                    compressor);
+        }
+        Tensor asked = vectors(embeddings, manifest.filterFrom, settings, random);
+        return Wire.encodeQuery(manifest.encoder, asked, settings.candidates, model.held(), compressor);
+    }
+
+    /** What is sent where no directory is asked by, float32 [k, width], unit rows. */
     static Tensor vectors(Tensor embeddings, int filterFrom, RoundSettings settings, Pcg64 random) {
         return settings.pooled ? profile(embeddings, filterFrom) : centroids(embeddings, settings.centroids, random);
     }

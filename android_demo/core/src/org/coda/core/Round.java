@@ -314,9 +314,7 @@ public final class Round {
                 }
                 LocalTable table = model.table(everything.ids(Model.VOCABULARY), model.base, null);
                 Tensor embeddings = model.encode(everything, table);
-                byte[] asked = Wire.encodeQuery(model.manifest.encoder,
-                        Query.vectors(embeddings, model.manifest.filterFrom, settings, random()), settings.candidates,
-                        model.held(), compressor);
+                byte[] asked = Query.frame(model, embeddings, random(), compressor);
                 Map<String, Tensor> held = new LinkedHashMap<>();
                 held.put("embeddings", embeddings);
                 held.put("query", Tensor.read("uint8", new int[] {asked.length}, asked));

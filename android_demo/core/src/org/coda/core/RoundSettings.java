@@ -5,9 +5,11 @@ import java.util.Map;
 
 /** How a device runs a round: {@code bundle.RoundSettings} says what each does. */
 public final class RoundSettings {
+    public final String matching;
     public final boolean pooled;
     public final int centroids;
     public final int candidates;
+    public final double sharpness;
     public final boolean tastes;
     public final int minLocal;
     public final double holdout;
@@ -36,9 +38,11 @@ public final class RoundSettings {
 
     RoundSettings(Fields fields) {
         given = fields.members();
-        pooled = !fields.has("matching") || fields.oneOf("matching", "nearest", "pooled").equals("pooled");
+        matching = fields.has("matching") ? fields.oneOf("matching", "nearest", "pooled", "directory") : "pooled";
+        pooled = matching.equals("pooled");
         centroids = fields.int32("centroids", 8);
         candidates = fields.int32("candidates", 2000);
+        sharpness = fields.number("sharpness", 12);
         tastes = fields.flag("tastes", true);
         minLocal = fields.int32("min_local", 4);
         holdout = fields.number("holdout", 0.2);
@@ -61,7 +65,7 @@ public final class RoundSettings {
         judge = fields.flag("judge", true);
         tolerance = fields.number("tolerance", 2);
         learnHeldOut = fields.flag("learn_held_out", true);
-        for (String ofServer : new String[] {"neighbours", "core", "sharpness", "shrinkage", "near_shrinkage"}) {
+        for (String ofServer : new String[] {"neighbours", "core", "shrinkage", "near_shrinkage"}) {
             fields.has(ofServer);
         }
         fields.nothingElse();

@@ -20,6 +20,7 @@ public final class Wire {
     static final int ANSWER = 2;
     static final int CONTRIBUTION = 3;
     static final int REPORT = 4;
+    static final int DIRECTORY_QUERY = 7;
     private static final int STEPS = 255;
     private static final byte[] NOTHING = {};
     /** Part of the format: {@code wire.REPORT_DICTIONARY} in Python. */
@@ -74,6 +75,16 @@ public final class Wire {
     public static byte[] encodeQuery(String encoder, Tensor centroids, int limit, int[] held, Compressor compressor) {
         Object body = Arrays.asList(encoder, scaled(centroids), limit, Packing.pack(held, compressor));
         return Framing.seal(QUERY, Msgpack.encode(body), NOTHING, compressor);
+    }
+
+    /**
+     * @param weights how much of the device's samples is near each of the directory's centroids.
+     * @param held shards of item rows that the device has.
+     */
+    public static byte[] encodeDirectoryQuery(String encoder, String directory, byte[] weights, int limit, int[] held,
+            Compressor compressor) {
+        Object body = Arrays.asList(encoder, directory, weights, limit, Packing.pack(held, compressor));
+        return Framing.seal(DIRECTORY_QUERY, Msgpack.encode(body), NOTHING, compressor);
     }
 
     public static byte[] encodeContribution(SampleBatch samples, Compressor compressor) {

@@ -112,6 +112,12 @@ public final class Conformance {
             case "query":
                 Tensor centroids = Safetensors.read(of[2], "centroids").get("centroids");
                 return Wire.encodeQuery(Bytes.text(one), centroids, Bytes.int32(of[3], 0), Ints.of(longs(of[4])), CALLER);
+            case "directory query":
+                Directory directory = directory(of[2]);
+                Tensor samples = Safetensors.read(of[2], "a directory").get("embeddings");
+                return Wire.encodeDirectoryQuery(Bytes.text(one), directory.id,
+                        directory.weights(samples, Double.parseDouble(Bytes.text(of[3]))), Bytes.int32(of[4], 0),
+                        Ints.of(longs(of[5])), CALLER);
             case "contribution":
                 return Wire.encodeContribution(Wire.decodeContribution(of[2], Schema.parse(one)), CALLER);
             case "contribution plain":
@@ -156,6 +162,11 @@ public final class Conformance {
         }
     }
 
+    private static Directory directory(byte[] tensors) {
+        Tensor stored = Safetensors.read(tensors, "a directory").get("centroids");
+        return new Directory(stored, stored.width());
+    }
+
     /** The samples and wanted rounds that batches of events come to; a batch is a list of lists, as JSON. */
     private static byte[] digest(List<Trigger> triggers, byte[][] of) {
         try (Store store = new Store(new JdbcDatabase(new File(":memory:")))) {
@@ -181,7 +192,8 @@ public final class Conformance {
 
     private static byte[] settings(RoundSettings given) {
         Map<String, Object> found = new LinkedHashMap<>();
-        found.put("matching", given.pooled ? "pooled" : "nearest");
+        found.put("matching", given.matching);
+        found.put("sharpness", given.sharpness);
         found.put("centroids", given.centroids);
         found.put("candidates", given.candidates);
         found.put("tastes", given.tastes);
