@@ -118,7 +118,7 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     "pooled": one sample an item, which says by how much labels differ from the cloud model's predictions, contributors
     near the user's profile weighing most (docs/adr/0008). "directory": samples of those parts of the bundle's directory
     that the local ones are near to; the query has a weight for each part, and no vector (docs/adr/0018). candidates:
-    samples in the answer, at most.
+    samples in the answer, at most. answer_bytes: of the answer, for which the cloud sends fewer; 0 is no bound.
     neighbours: samples of the pool, nearest to the profile, that weigh in pooled labels. core: the rank up to which
     they weigh 1 each; after it weights fall as exp(-sharpness * lack of similarity), as do those of a directory's parts
     for a local sample, and the odds of a sample within its part. shrinkage, near_shrinkage: samples
@@ -149,6 +149,7 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     matching: Literal["nearest", "pooled", "directory"] = "pooled"
     centroids: int = 8
     candidates: int = 2000
+    answer_bytes: int = 0
     neighbours: int = 4096
     core: int = 500
     sharpness: float = 12.0

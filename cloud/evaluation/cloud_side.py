@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from cloud.encoding import Encoder
 from cloud.evaluation import leaks
-from cloud.matching import ExactStore, Parts, by_directory, by_search, match, pooled
+from cloud.matching import ExactStore, Parts, bounded, by_directory, by_search, match, pooled
 from cloud.matching.unexplained import Unexplained
 from cloud.pool import Pool, Segment
 from device_runtime.bundle import BlobStore, Manifest, RoundSettings, open_manifest
@@ -145,15 +145,20 @@ class Cloud:
     def match(self, body: bytes, pool: PoolBefore, asker: int, settings: RoundSettings) -> bytes:
         """A query's frame -> the answer's, as the server makes it."""
         query, store = decode_query(body), ExactStore(pool)
-        if isinstance(query, DirectoryQuery):
-            directory = self.directory
-            assert directory is not None, "a device asked by it"
-            candidates, shortfall = by_directory(pool, query, asker, directory, settings.sharpness, self.parts)
-        elif settings.matching == "pooled":
-            candidates, shortfall = pooled(pool, by_search(store), query, asker, settings, self.residuals)
-        else:
-            candidates, shortfall = match(pool, store, query, asker)
-        return self.answer(candidates, query.held.tolist(), shortfall)
+
+        def ask(limit: int) -> bytes:
+            asked = replace(query, limit=limit)
+            if isinstance(asked, DirectoryQuery):
+                directory = self.directory
+                assert directory is not None, "a device asked by it"
+                candidates, shortfall = by_directory(pool, asked, asker, directory, settings.sharpness, self.parts)
+            elif settings.matching == "pooled":
+                candidates, shortfall = pooled(pool, by_search(store), asked, asker, settings, self.residuals)
+            else:
+                candidates, shortfall = match(pool, store, asked, asker)
+            return self.answer(candidates, query.held.tolist(), shortfall)
+
+        return bounded(ask, len, query.limit, settings.answer_bytes)
 
     @cached_property
     def directory(self) -> Directory | None:

@@ -12,7 +12,7 @@ from cloud.http.auth import Asker
 from cloud.http.problems import Refusal
 from cloud.http.services import Services
 from cloud.http.shelf import Served
-from cloud.matching import by_directory, by_profiles, match, pooled
+from cloud.matching import bounded, by_directory, by_profiles, match, pooled
 from cloud.telemetry import RecallSampler
 from cloud.telemetry.tracing import span
 from device_runtime.bundle import Manifest
@@ -49,21 +49,29 @@ def matched(services: Services, served: Served, recall: RecallSampler, body: byt
     if query.encoder != manifest.encoder:
         raise Refusal(409, "The query's encoder is outdated", f"pull bundle {manifest.version} and encode again")
     wanted = min(query.limit, limits.max_candidates)
-    token = services.contributor(asker)
-    if isinstance(query, DirectoryQuery):
-        candidates, shortfall = _by_directory(served, replace(query, limit=wanted), token)
-    else:
-        capped = replace(query, limit=wanted, centroids=_fitting(query.centroids, manifest, limits.max_centroids))
-        candidates, shortfall = _by_vectors(served, capped, token)
-        if len(capped.centroids):
-            recall.offer(capped.centroids, token)
-    if wanted < query.limit and not shortfall:
-        shortfall = f"this server gives at most {wanted} samples at a time"
-    with span("encode"):
-        rows = served.encoder.rows(candidates.ids("item"), query.held)
-        answer = encode_answer(MatchAnswer(candidates, {"item": rows} if len(rows.ids) else {}, shortfall))
+    token, most = services.contributor(asker), manifest.settings.answer_bytes
+    if isinstance(query, MatchQuery):
+        query = replace(query, centroids=_fitting(query.centroids, manifest, limits.max_centroids))
+
+    def ask(limit: int) -> tuple[bytes, int, str]:
+        if isinstance(query, DirectoryQuery):
+            candidates, shortfall = _by_directory(served, replace(query, limit=limit), token)
+        else:
+            candidates, shortfall = _by_vectors(served, replace(query, limit=limit), token)
+        if limit < wanted:
+            shortfall = f"answers to this bundle have at most {most} bytes"
+        elif wanted < query.limit and not shortfall:
+            shortfall = f"this server gives at most {wanted} samples at a time"
+        with span("encode"):
+            rows = served.encoder.rows(candidates.ids("item"), query.held)
+            answer = MatchAnswer(candidates, {"item": rows} if len(rows.ids) else {}, shortfall)
+            return encode_answer(answer), len(candidates), shortfall
+
+    answer, count, shortfall = bounded(ask, lambda found: len(found[0]), wanted, most)
+    if isinstance(query, MatchQuery) and len(query.centroids):
+        recall.offer(query.centroids, token)
     services.metrics.observe("coda_match_seconds", value=time.perf_counter() - began)
-    services.metrics.add("coda_match_candidates_total", by=len(candidates))
+    services.metrics.add("coda_match_candidates_total", by=count)
     if shortfall:
         services.metrics.add("coda_match_short_total")
     return answer

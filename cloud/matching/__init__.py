@@ -1,5 +1,6 @@
 """Matching: which samples of the pool resemble a query."""
 
+from cloud.matching.budget import bounded
 from cloud.matching.by_directory import Divided, Parts, by_directory
 from cloud.matching.exact import ExactStore
 from cloud.matching.faiss import FaissStore
@@ -19,6 +20,7 @@ __all__ = [
     "Knowledge",
     "MatchStore",
     "Parts",
+    "bounded",
     "by_directory",
     "by_profiles",
     "by_search",

@@ -59,6 +59,19 @@ def test_more_candidates_than_allowed_are_cut_with_a_reason(serve):
     assert len(found.candidates) == 7 and "7" in found.shortfall
 
 
+def test_an_answer_keeps_to_the_bytes_that_the_bundle_allows_with_a_reason(serve, services):
+    frames = {}
+    for most in (0, 300):
+        settings = msgspec.structs.replace(services.manifest.settings, answer_bytes=most)
+        peer = serve(manifest=msgspec.structs.replace(services.manifest, settings=settings))
+        peer.enrol()
+        frames[most] = peer.signed("POST", "/v1/match", query(limit=40)).body
+    free, bound = (decode_answer(frame, SCHEMA) for frame in frames.values())
+    assert len(frames[300]) <= 300 < len(frames[0])
+    assert 0 < len(bound.candidates) < len(free.candidates) == 40
+    assert "300 bytes" in bound.shortfall and not free.shortfall
+
+
 HALF = np.ones((1, WIDTH), np.float16).tobytes()
 NOTHING = b"\x00\x00"
 

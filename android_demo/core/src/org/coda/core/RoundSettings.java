@@ -65,7 +65,7 @@ public final class RoundSettings {
         judge = fields.flag("judge", true);
         tolerance = fields.number("tolerance", 2);
         learnHeldOut = fields.flag("learn_held_out", true);
-        for (String ofServer : new String[] {"neighbours", "core", "shrinkage", "near_shrinkage"}) {
+        for (String ofServer : new String[] {"answer_bytes", "neighbours", "core", "shrinkage", "near_shrinkage"}) {
             fields.has(ofServer);
         }
         fields.nothingElse();
