@@ -29,6 +29,9 @@ TOLERANCE = 1e-3
 """Largest difference from float64 that a bundle may ship with, as a share of how far the tensor moved in the step (or
 of its own size, for outputs that are not updates): a graph that updates nothing is 1 off, however small its steps."""
 
+AGAIN = 2
+"""Further draws of inputs for a graph that differs with the first one."""
+
 NOISE = 10.0
 """A difference of up to so many times what float32 itself makes in PyTorch passes: Adam and Adagrad divide by the size
 of a gradient, and so make full steps of numbers that are only rounding, on any engine."""
@@ -45,13 +48,21 @@ class Oracle:
 def check(plan: GraphPlan, oracle: Oracle, engine: Engine, path: Path, most_steps: int = 0, seed: int = 0) -> Parity:
     """Compare every output with the oracle on fresh random inputs; step graphs over several steps in a row.
 
+    A graph that differs is looked at again with `AGAIN` other draws of inputs, and the median counts. A wrong graph is
+    wrong with all of them; but of some hundred thousand rectifiers, one whose input is 0 but for float32's rounding may
+    be open here and shut there, and the whole of its gradient is the difference. (Seen with DIN on latest-small: 5.5e-3
+    in one draw of four, and PyTorch's own float32 as far off in that one.)
+
     most_steps: of a file that takes several steps in a call, how many at most; else 0.
 
     Raises:
         EngineError: an output differs by more than `TOLERANCE`; names the graph, engine, tensor and difference.
     """
     graph = engine.load(path, plan.spec.stacked(most_steps) if most_steps else plan.spec)
-    worst, where = compare(plan, oracle, graph, seed)
+    found = [compare(plan, oracle, graph, seed)]
+    if not found[0][0] <= TOLERANCE:
+        found += [compare(plan, oracle, graph, seed + number) for number in range(1, AGAIN + 1)]
+    worst, where = sorted(found)[len(found) // 2]
     if not worst <= TOLERANCE:
         raise EngineError(
             f"graph {plan.name!r} on {engine.name} differs from autograd by {worst:.2e} in {where!r}; "
