@@ -60,6 +60,21 @@ def test_the_name_is_of_the_centroids_as_they_are_stored(rng):
     assert Directory.of(stored, WIDTH).id != first.id
 
 
+def test_weights_nearly_tell_the_mean_of_the_samples_to_who_tries(rng):
+    """What docs/adr/0018 warns of: no vector is sent, and yet what the user is like on the whole can be fitted."""
+    known, weights, means = directory(rng, 40), [], []
+    for taste in unit(rng, 400):
+        mine = taste + 0.5 * rng.normal(size=(30, WIDTH))
+        mine = (mine / np.linalg.norm(mine, axis=1, keepdims=True)).astype(np.float32)
+        weights.append(known.weights(mine, 12.0) / 255)
+        means.append(mine.mean(0) / np.linalg.norm(mine.mean(0)))
+    seen, told = np.array(weights), np.array(means)
+    fit = np.linalg.lstsq(seen[:200], told[:200], rcond=None)[0]
+    guess = seen[200:] @ fit
+    cosine = (guess * told[200:]).sum(1) / np.linalg.norm(guess, axis=1)
+    assert np.median(cosine) > 0.95
+
+
 @pytest.mark.parametrize("samples", [np.zeros((0, WIDTH), np.float32), np.full((2, WIDTH), np.nan, np.float32)])
 def test_without_finite_samples_there_is_nothing_to_say(rng, samples):
     with pytest.raises(InputError, match="needs local samples, and finite embeddings"):
