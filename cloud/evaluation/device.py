@@ -132,8 +132,8 @@ class Device:
         """
         used = settings or self.settings
         name = "match" if profile is None else "match another"
-        if settings is not None:
-            name += f" {used.matching}" + ("" if used.tastes else " no tastes")
+        if used.matching != self.settings.matching:
+            name += f" {used.matching}"
         embeddings = self.embeddings(self.parts.local, "local")
 
         def ask() -> bytes:
@@ -151,7 +151,7 @@ class Device:
                 found, self.parts.local, self.parts.train, self.model, self.table(self.parts.local, found), used
             )
 
-        return self.stage(f"own {name}", own)
+        return self.stage(f"own {name}" + ("" if used.tastes else " no tastes"), own)
 
     def random(self) -> SampleBatch:
         """As many samples of others, drawn at random."""
