@@ -26,6 +26,8 @@ from device_runtime.errors import EngineUnavailable, StoreError
 from device_runtime.samples import Float32
 
 _RETRY_S = 5.0
+_SEARCH_S, _UPLOAD_S = 2.0, 60.0
+"""How long Milvus may take for a search, and for anything else: a server that hangs is one that is not there."""
 _BATCH = 5000
 _MOST = 16_384
 """Hits that Milvus gives for a query, at most."""
@@ -118,6 +120,7 @@ class MilvusStore:
                 filter=self._expression(held, exclude, where),
                 output_fields=["position"],
                 search_params={"metric_type": "IP", "params": {"ef": max(2 * limit, 128)}},
+                timeout=_SEARCH_S,
             )
         except Exception as error:  # whatever its client makes of a server that went away
             self._failed(error)
@@ -145,6 +148,7 @@ class MilvusStore:
     def _failed(self, error: Exception) -> None:
         _log.warning("Milvus at %s does not answer, matching is exact meanwhile: %s", self._uri, error)
         self._down_until = time.monotonic() + _RETRY_S
+        self._synced = {}  # when it is back it may have to load its collections, or lack what it had: look again
 
     # -- keeping up ---------------------------------------------------------------------------------------------
 
@@ -180,23 +184,26 @@ class MilvusStore:
         with (self._pool.folder / ".milvus").open("ab") as turn:
             fcntl.flock(turn, fcntl.LOCK_EX)  # of several workers one uploads, the others find it done
             self._create(names)
-            listed = client.query(names, filter="segment >= 0", output_fields=["segment"], limit=_MOST)
+            listed = client.query(
+                names, filter="segment >= 0", output_fields=["segment"], limit=_MOST, timeout=_UPLOAD_S
+            )
             there = {int(row["segment"]) for row in listed}
             segments = self._pool.segments
             current = {_number(segment) for segment in segments}
             for number in sorted(there - current):
-                client.delete(names, ids=[number])
-                client.delete(self._collection, filter=f"segment == {number}")
+                client.delete(names, ids=[number], timeout=_UPLOAD_S)
+                client.delete(self._collection, filter=f"segment == {number}", timeout=_UPLOAD_S)
             for segment in segments:
                 number = _number(segment)
                 if number not in there:
-                    client.delete(self._collection, filter=f"segment == {number}")  # of an upload cut short
+                    # of an upload cut short
+                    client.delete(self._collection, filter=f"segment == {number}", timeout=_UPLOAD_S)
                     self._upload(segment)
-                    client.insert(names, [{"segment": number, "nothing": [0.0, 1.0]}])
+                    client.insert(names, [{"segment": number, "nothing": [0.0, 1.0]}], timeout=_UPLOAD_S)
                 elif self._synced.get(segment.name) != segment.entry and len(segment.hidden):
                     gone = (segment.hidden + segment.base).tolist()
                     for start in range(0, len(gone), _BATCH):
-                        client.delete(self._collection, ids=gone[start : start + _BATCH])
+                        client.delete(self._collection, ids=gone[start : start + _BATCH], timeout=_UPLOAD_S)
         self._synced = {segment.name: segment.entry for segment in segments}
 
     def _create(self, names: str) -> None:
@@ -218,8 +225,8 @@ class MilvusStore:
             index = client.prepare_index_params()
             index.add_index("nothing", index_type="FLAT", metric_type="IP")
             client.create_collection(names, schema=schema, index_params=index, consistency_level="Strong")
-        client.load_collection(self._collection)
-        client.load_collection(names)
+        client.load_collection(self._collection, timeout=_UPLOAD_S)
+        client.load_collection(names, timeout=_UPLOAD_S)
 
     def _upload(self, segment: Segment) -> None:
         rows = np.flatnonzero(segment.shown())
@@ -236,7 +243,9 @@ class MilvusStore:
             for name, field in self._ids.items():
                 columns[field] = np.asarray(segment.samples.columns[name])[at].tolist()
             self._client.insert(
-                self._collection, [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+                self._collection,
+                [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)],
+                timeout=_UPLOAD_S,
             )
 
 

@@ -1,5 +1,12 @@
 """What is particular to Milvus: what it has when, and what happens when it does not answer."""
 
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
 import numpy as np
 import pytest
 
@@ -75,6 +82,85 @@ def test_a_milvus_that_goes_away_is_stood_in_for_until_it_is_back(pool, store, r
     store._client = answering
     store.wait()
     assert store.asked_remotely(vectors, 10, 3, None).positions.shape == (2, 10)
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Milvus Lite's gRPC server in a process of its own: (its URI, a function that starts it, its processes)."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["server", "--data-dir", str(tmp_path / "milvus"), "--host", "127.0.0.1", "--port", str(port)]
+    started = []
+
+    def start():
+        command = [sys.executable, "-m", "milvus_lite", *words]
+        started.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT))
+        until = time.monotonic() + 60
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+            except OSError:
+                assert started[-1].poll() is None and time.monotonic() < until, "the server did not start"
+                time.sleep(0.1)
+            else:
+                return started[-1]
+
+    start()
+    yield f"http://127.0.0.1:{port}", start, started
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_server_that_dies_or_hangs_among_searches_is_stood_in_for_and_taken_up_again(
+    pool, server, rng, monkeypatch, how
+):
+    monkeypatch.setattr("cloud.matching.milvus._RETRY_S", 0.3)
+    monkeypatch.setattr("cloud.matching.milvus._SEARCH_S", 1.0)
+    uri, start, processes = server
+    store, vectors = MilvusStore(pool, uri), unit(rng, 2)
+    exact = set(ExactStore(pool).search(vectors, 10, 3).positions.ravel().tolist())
+    store.wait()
+
+    def answers_itself():
+        return store._asked(list(pool.segments), vectors, 10, 3, None) is not None
+
+    assert answers_itself()
+    answers, stop = [], threading.Event()
+
+    def searching():
+        while not stop.is_set():
+            answers.append(store.search(vectors, 10, 3))
+
+    searcher = threading.Thread(target=searching)
+    searcher.start()
+    try:
+        wait_until(lambda: len(answers) > 3)
+        processes[-1].send_signal(how)
+        gone = len(answers)
+        wait_until(lambda: len(answers) > gone + 5)
+        assert not answers_itself()
+        if how == signal.SIGKILL:
+            processes[-1].wait()
+            start()
+        else:
+            processes[-1].send_signal(signal.SIGCONT)
+        wait_until(answers_itself)
+    finally:
+        stop.set()
+        searcher.join()
+    for found in answers:
+        assert found.positions.shape == (2, 10) and len(exact.intersection(found.positions.ravel().tolist())) >= 19
+    store.close()
+
+
+def wait_until(true, seconds=60.0):
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until, "it never came"
+        time.sleep(0.02)
 
 
 def test_stores_by_name(pool, monkeypatch):
