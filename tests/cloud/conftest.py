@@ -35,5 +35,6 @@ def s3() -> Iterator[str]:
     fsspec.get_filesystem_class("s3").clear_instance_cache()  # connected to an earlier module's server
     fsspec.filesystem("s3").mkdir("coda-test")
     yield "s3://coda-test"
+    fsspec.filesystem("s3").rm("coda-test", recursive=True)  # what moto stores outlives its server
     patch.undo()
     server.stop()
