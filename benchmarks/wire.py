@@ -132,7 +132,7 @@ def _payloads(made: Prepared, services: Services, local: int, candidates: int) -
     nearest, _ = match(services.pool, services.store, MatchQuery(manifest.encoder, query, candidates, none), 0)
     asked = MatchQuery(manifest.encoder, profile(embedded, manifest.filter_from), candidates, none)
     known = services.served.knowledge
-    found, _ = pooled(services.pool, by_profiles(known), asked, 0, settings, known.residuals)
+    found, _ = pooled(services.pool, by_profiles(known), asked, 0, settings, known.whole)
     few = services.pool.gather(_of_few(services, query, candidates))
     shards = len(manifest.tables[VOCABULARY].shards)
     keys = [made.dataset.items[int(i)] for i in mine.ids(VOCABULARY)]

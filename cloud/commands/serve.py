@@ -15,6 +15,7 @@ from device_runtime.errors import InputError
 
 if TYPE_CHECKING:
     from cloud.http import ServerLimits
+    from cloud.http.accepting import Share
     from cloud.telemetry import Metrics
 
 DESCRIPTION = """\
@@ -81,7 +82,7 @@ class Command:
             else:
                 serving.supervise(
                     args.workers,
-                    lambda slot, answering: _serve(args, listener, limits, metrics.of(slot), answering),
+                    lambda slot, share, answering: _serve(args, listener, limits, metrics.of(slot), answering, share),
                     ready,
                 )
         return 0
@@ -93,6 +94,7 @@ def _serve(
     limits: ServerLimits,
     metrics: Metrics,
     ready: Callable[[], None],
+    share: Share | None = None,
 ) -> None:
     """One worker."""
     from dataclasses import replace
@@ -113,7 +115,7 @@ def _serve(
         watching.start()
         try:
             with Keeper(services.pool, services.served.prepare), ReleaseKeeper(services):
-                serving.run(create_app(services), listener, limits, ready)
+                serving.run(create_app(services), listener, limits, ready, share)
         finally:
             stopping.set()
             watching.join()

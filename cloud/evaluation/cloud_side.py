@@ -15,7 +15,7 @@ import numpy.typing as npt
 from cloud.encoding import Encoder
 from cloud.evaluation import leaks
 from cloud.matching import ExactStore, Parts, bounded, by_directory, by_search, match, pooled
-from cloud.matching.unexplained import Unexplained
+from cloud.matching.unexplained import Summed, Unexplained
 from cloud.pool import Pool, Segment
 from device_runtime.bundle import BlobStore, Manifest, RoundSettings, open_manifest
 from device_runtime.directory import Directory
@@ -153,7 +153,7 @@ class Cloud:
                 assert directory is not None, "a device asked by it"
                 candidates, shortfall = by_directory(pool, asked, asker, directory, settings.sharpness, self.parts)
             elif settings.matching == "pooled":
-                candidates, shortfall = pooled(pool, by_search(store), asked, asker, settings, self.residuals)
+                candidates, shortfall = pooled(pool, by_search(store), asked, asker, settings, Summed(self.residuals))
             else:
                 candidates, shortfall = match(pool, store, asked, asker)
             return self.answer(candidates, query.held.tolist(), shortfall)

@@ -51,7 +51,7 @@ class ServerLimits:
     clock_skew_s: int = 300
     body_timeout_s: float = 30.0
     head_timeout_s: float = 60.0
-    concurrent_matches: int = 8
+    concurrent_matches: int = 1
     waiting_matches: int = 32
     match_wait_s: float = 2.0
     concurrent_contributions: int = 4

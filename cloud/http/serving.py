@@ -21,6 +21,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from cloud.http.accepting import Acceptor, Share, Shares
 from cloud.http.limits import ServerLimits
 from device_runtime.errors import CodaError
 
@@ -34,22 +35,37 @@ _QUICK_S = 5.0
 _QUICK_DEATHS = 3
 
 
-def run(app: FastAPI, listener: socket.socket, limits: ServerLimits, ready: Callable[[], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. ready: called once requests are answered."""
+def run(
+    app: FastAPI,
+    listener: socket.socket,
+    limits: ServerLimits,
+    ready: Callable[[], None],
+    share: Share | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. ready: called once requests are answered. share: of the connections,
+    where there are other workers."""
+    own = share or Shares(1).of(0)
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
+            await super().startup([])
+            connections = self.server_state.connections
+            acceptor = Acceptor(listener, self._protocol, own, lambda: len(connections))
+            self.servers = [acceptor]  # type: ignore[list-item]
             listener.listen(_BACKLOG)
             ready()
 
+        def _protocol(self) -> asyncio.Protocol:
+            made: asyncio.Protocol = protocol(config, self.server_state, self.lifespan.state)
+            return made
+
+    protocol = guarded(limits, own)
+
     config = uvicorn.Config(
-        app, http=guarded(limits), ws="none", lifespan="off", log_config=None, access_log=False,
+        app, http=protocol, ws="none", lifespan="off", log_config=None, access_log=False,
         timeout_graceful_shutdown=DRAIN_S,
         server_header=False,  # 17 bytes of every answer
         loop="uvloop", proxy_headers=False,  # whoever the request comes from is who asks: see watch.py
-        # also how many connections a worker takes at a time: one each, so that they spread over workers
-        backlog=1,
     )  # fmt: skip
     # uvicorn raises the signal anew once it has stopped; the default would end us before the home is closed
     signal.signal(signal.SIGTERM, lambda *_: None)
@@ -57,16 +73,20 @@ def run(app: FastAPI, listener: socket.socket, limits: ServerLimits, ready: Call
     Server(config).run([listener])
 
 
-def supervise(workers: int, work: Callable[[int, Callable[[], None]], None], ready: Callable[[], None]) -> None:
+def supervise(workers: int, work: Work, ready: Callable[[], None]) -> None:
     """Run workers in processes of their own until SIGTERM or SIGINT.
 
-    work: what a worker does, given its slot (below twice the number of workers: replacements take the other half) and
-    what to call once it answers; returns when it was told to end by SIGTERM. ready: called once all answer.
+    work: what a worker does, given its slot (below twice the number of workers: replacements take the other half), its
+    share of the connections, and what to call once it answers; returns when it was told to end by SIGTERM. ready:
+    called once all answer.
 
     Raises:
         CodaError: workers do not come up, or die as soon as they do; none is left running.
     """
     Supervisor(workers, work, ready).run()
+
+
+Work = Callable[[int, Share, Callable[[], None]], None]
 
 
 @dataclass
@@ -79,10 +99,9 @@ class _Worker:
 class Supervisor:
     """See `supervise`."""
 
-    def __init__(
-        self, workers: int, work: Callable[[int, Callable[[], None]], None], ready: Callable[[], None]
-    ) -> None:
+    def __init__(self, workers: int, work: Work, ready: Callable[[], None]) -> None:
         self._count, self._work, self._ready = workers, work, ready
+        self._shares = Shares(2 * workers)
         self._workers: list[_Worker] = []
         self._told: set[int] = set()
         self._quick_deaths = 0
@@ -143,7 +162,7 @@ class Supervisor:
             def answering() -> None:
                 os.write(writing, b"+")
 
-            self._work(slot, answering)
+            self._work(slot, self._shares.of(slot), answering)
             status = 0
         except CodaError as error:
             log.error("worker", extra={"facts": {"slot": slot, "error": str(error)}})
@@ -159,6 +178,7 @@ class Supervisor:
                 return
             for worker in [one for one in self._workers if one.pid == pid]:
                 self._workers.remove(worker)
+                self._shares.of(worker.slot).leave()
                 ended = os.waitstatus_to_exitcode(status)
                 log.error("worker died", extra={"facts": {"pid": pid, "status": ended}})
                 quick = time.monotonic() - worker.since < _QUICK_S
@@ -211,8 +231,11 @@ def _kill(pid: int, number: int) -> None:
         return
 
 
-def guarded(limits: ServerLimits) -> type[asyncio.Protocol]:
-    """uvicorn's protocol, which by itself waits for ever for a request's head, and takes any number of connections."""
+def guarded(limits: ServerLimits, share: Share | None = None) -> type[HttpToolsProtocol]:
+    """uvicorn's protocol, which by itself waits for ever for a request's head, and takes any number of connections.
+
+    share: where the number of connections is told.
+    """
     wait = str(limits.retry_after_s).encode()
     full = (
         b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: "
@@ -229,6 +252,8 @@ def guarded(limits: ServerLimits) -> type[asyncio.Protocol]:
             if len(self.connections) > limits.max_connections:
                 transport.write(full)
                 transport.close()
+            elif share is not None and share.left:
+                self.shutdown()  # it was taken just before the end, and the server has told the others already
 
         def shutdown(self) -> None:
             begun: RequestResponseCycle | None = self.cycle
@@ -247,6 +272,8 @@ def guarded(limits: ServerLimits) -> type[asyncio.Protocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             self._patience.cancel()
             super().connection_lost(exc)
+            if share is not None and not share.left:
+                share.set(len(self.connections))
 
         def on_response_complete(self) -> None:
             super().on_response_complete()

@@ -16,7 +16,7 @@ import numpy as np
 
 from cloud.matching.profiles import nearest
 from cloud.matching.store import MatchStore
-from cloud.matching.unexplained import Knowledge, Unexplained, items_of, total
+from cloud.matching.unexplained import Knowledge, Whole, items_of, total
 from cloud.pool import Pool, Segment, Snapshot
 from device_runtime.bundle import RoundSettings
 from device_runtime.candidates import as_labels
@@ -26,7 +26,8 @@ from device_runtime.wire import MatchQuery, in_steps
 
 EVEN = 0.25
 """p (1 - p) at even odds: what a sample that shrinks weighs."""
-Residuals = Callable[[Segment], Unexplained]
+Together = Callable[[Sequence[Segment]], Whole]
+"""`unexplained.Summed`, or what stands in for it."""
 Near = Callable[[Snapshot, Float32, int, RoundSettings], Sequence[tuple[Int64, Float64]]]
 """(snapshot, profile float32 [width], the asker's token, settings) -> for each segment (rows int64, weights float64):
 the samples whose contributors are near the profile, and what each weighs."""
@@ -64,7 +65,7 @@ def by_search(store: MatchStore) -> Near:
 
 
 def pooled(
-    pool: Pool, near: Near, query: MatchQuery, exclude: int, settings: RoundSettings, residuals: Residuals
+    pool: Pool, near: Near, query: MatchQuery, exclude: int, settings: RoundSettings, whole: Together
 ) -> tuple[SampleBatch, str]:
     """The candidates for a query, by ascending item, and why there are fewer than asked for ("" if there are not).
 
@@ -78,24 +79,28 @@ def pooled(
     """
     snapshot = pool.snapshot()
     segments = snapshot.segments
-    known = [residuals(segment) for segment in segments]
-    count = max((len(one.met) for one in known), default=1)
-    met, sums, mass = np.zeros(count), np.zeros(count), np.zeros(count)
-    for segment, one in zip(segments, known, strict=True):
+    all_of_them = whole(segments)
+    met, sums, mass = (part.copy() for part in (all_of_them.met, all_of_them.sums, all_of_them.mass))
+    count = len(met)
+    for segment, one in zip(segments, all_of_them.parts, strict=True):
         gone = segment.forbidden(exclude)
-        without = items_of(segment)[gone]
-        met += _padded(one.met, count) - total(without, np.ones(len(gone)), count)
-        sums += _padded(one.sums, count) - total(without, one.residuals(gone), count)
-        mass += _padded(one.mass, count) - total(without, one.variances(gone), count)
+        if len(gone):
+            without = items_of(segment)[gone]
+            met -= np.bincount(without, minlength=count)
+            sums -= total(without, one.residuals(gone), count)
+            mass -= total(without, one.variances(gone), count)
     offset = sums / (mass + EVEN * settings.shrinkage)
     if len(query.centroids) and settings.neighbours and met.any():
-        moved, weighed = np.zeros(count), np.zeros(count)
         found = near(snapshot, query.centroids[0], exclude, settings)
-        for segment, one, (rows, weight) in zip(segments, known, found, strict=True):
-            item, variance = items_of(segment)[rows], one.variances(rows)
-            moved += total(item, weight * (one.residuals(rows) - variance * offset[item]), count)
-            weighed += total(item, weight * variance, count)
-        offset += moved / (weighed + EVEN * settings.near_shrinkage)
+        parts = [
+            (items_of(segment)[rows], one.residuals(rows), one.variances(rows), weight)
+            for segment, one, (rows, weight) in zip(segments, all_of_them.parts, found, strict=True)
+            if len(rows)
+        ]
+        if parts:
+            item, residual, variance, weight = map(np.concatenate, zip(*parts, strict=True))
+            moved = total(item, weight * (residual - variance * offset[item]), count)
+            offset += moved / (total(item, weight * variance, count) + EVEN * settings.near_shrinkage)
     picked = _foremost(met, offset, query.limit)
     short = query.limit - len(picked)
     reason = f"the pool has only {len(picked)} items of other contributors" if short else ""
@@ -121,10 +126,6 @@ def _foremost(met: Float64, offset: Float64, most: int) -> Int64:
     above, equal = items[change > least], items[change == least]
     equal = equal[np.argsort(-met[equal], kind="stable")][: most - len(above)]
     return np.union1d(above, equal)
-
-
-def _padded(values: Float64, count: int) -> Float64:
-    return np.pad(values, (0, count - len(values)))
 
 
 def _batch(schema: Schema, items: Int64, labels: Float32) -> SampleBatch:

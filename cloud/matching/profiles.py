@@ -87,7 +87,13 @@ def nearest(
     core = similarities[best[np.searchsorted(reached, min(settings.core, reached[-1]))]] if len(best) else np.float32(0)
     weights = np.exp(-settings.sharpness * np.maximum(core - similarities[best], 0).astype(np.float64))
     found, base = [], 0
-    for segment, p in zip(segments, known, strict=True):
+    ends = np.cumsum([len(p.ends) for p in known])
+    held = np.bincount(np.searchsorted(ends, best, "right"), minlength=len(known))
+    for segment, p, some in zip(segments, known, held, strict=True):
+        if not some:  # of the many small segments of a pool that grows, few have any
+            found.append((np.zeros(0, np.int64), np.zeros(0)))
+            base += len(p.ends)
+            continue
         mine = (best >= base) & (best < base + len(p.ends))
         stretch, size = best[mine] - base, sizes[best[mine]]
         first = np.cumsum(size) - size

@@ -6,7 +6,8 @@ and the predictions lie beside the segment for all processes to map (`kept`), as
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +50,38 @@ class Unexplained:
         return found
 
 
+@dataclass(frozen=True)
+class Whole:
+    """Of several segments. parts: of each. met, sums, mass: float64 [items], as in `Unexplained`, of all together."""
+
+    parts: Sequence[Unexplained]
+    met: Float64
+    sums: Float64
+    mass: Float64
+
+
+class Summed:
+    """What all segments of a pool come to. It is added up anew when the pool changes, not for each question."""
+
+    def __init__(self, one: Callable[[Segment], Unexplained]) -> None:
+        self._one = one
+        self._last: tuple[Sequence[weakref.ref[SampleBatch]], Whole] | None = None
+
+    def __call__(self, segments: Sequence[Segment]) -> Whole:
+        last = self._last
+        if last and [id(known()) for known in last[0]] == [id(segment.samples) for segment in segments]:
+            return last[1]
+        parts = [self._one(segment) for segment in segments]
+        count = max((len(part.met) for part in parts), default=1)
+        met, sums, mass = np.zeros(count), np.zeros(count), np.zeros(count)
+        for part in parts:
+            for whole, some in ((met, part.met), (sums, part.sums), (mass, part.mass)):
+                whole[: len(some)] += some
+        made = Whole(parts, met, sums, mass)
+        self._last = [weakref.ref(segment.samples) for segment in segments], made
+        return made
+
+
 class Knowledge:
     """`Unexplained` and `Profiles` of segments: made when first asked for, and kept (`kept.BySegment`).
 
@@ -58,6 +91,7 @@ class Knowledge:
     def __init__(self, predict: Predict, key: str, columns: int) -> None:
         self._predict, self._key, self.columns = predict, key, columns
         self._known = BySegment(self._made)
+        self.whole = Summed(self.residuals)
 
     def residuals(self, segment: Segment) -> Unexplained:
         return self._known(segment)[0]

@@ -39,7 +39,7 @@ def supervised(workers: int) -> Iterator[tuple[int, int, Metrics]]:
         listener.bind(("127.0.0.1", 0))
         listener.listen(64)
 
-        def work(slot: int, ready) -> None:
+        def work(slot: int, share, ready) -> None:
             app, own = FastAPI(), metrics.of(slot)
 
             @app.get("/")
@@ -52,7 +52,7 @@ def supervised(workers: int) -> Iterator[tuple[int, int, Metrics]]:
                 time.sleep(1.0)
                 return "done"
 
-            serving.run(app, listener, ServerLimits(), ready)
+            serving.run(app, listener, ServerLimits(), ready, share)
 
         reading, writing = os.pipe()
         pid = os.fork()
@@ -86,6 +86,22 @@ def test_workers_share_a_port_and_one_set_of_metrics():
     with supervised(2) as (port, pid, metrics):
         assert seen(port) <= children(pid) and len(children(pid)) == 2
         assert metrics.total("asked_total") == 200
+
+
+def test_connections_that_come_at_once_and_stay_are_spread_over_workers():
+    with supervised(2) as (port, pid, _):
+        for _ in range(3):
+            kept = [http.client.HTTPConnection("127.0.0.1", port, timeout=20) for _ in range(16)]
+            for connection in kept:
+                connection.connect()
+            answers = []
+            for connection in kept:
+                connection.request("GET", "/")
+                answers.append(int(connection.getresponse().read()))
+            assert set(answers) == children(pid)
+            assert min(answers.count(one) for one in set(answers)) >= 5, answers
+            for connection in kept:
+                connection.close()
 
 
 def test_a_worker_that_is_killed_is_replaced():
@@ -138,7 +154,7 @@ def test_what_is_under_way_is_finished_before_the_end(number):
 
 
 def test_workers_that_do_not_come_up_are_an_error():
-    def work(slot: int, ready) -> None:
+    def work(slot: int, share, ready) -> None:
         raise CodaError("the pool is damaged")
 
     with pytest.raises(CodaError, match="did not come up"):

@@ -52,7 +52,7 @@ def ask(pool, near="profiles", taste=0, limit=100, exclude=0, predict=half, **se
         **{"core": 50, "neighbours": 600, "near_shrinkage": settings.get("shrinkage", 10.0)} | settings
     )
     known = Knowledge(predict, predict.__name__, PERSON)
-    return pooled(pool, NEAR[near](pool, known), query, exclude, given, known.residuals)
+    return pooled(pool, NEAR[near](pool, known), query, exclude, given, known.whole)
 
 
 STEP = 2 * LARGEST_OFFSET / LABEL_STEPS
@@ -108,10 +108,10 @@ def test_what_a_contributor_erased_does_not_count_and_nothing_is_predicted_again
     fill(made, np.array([2, 2, 3]), np.array([1, 0, 1]), np.array([7, 8, 8]), [0, 0, 0])
     known, query = Knowledge(counting, "model", PERSON), MatchQuery("encoder", TASTES[:1], 100, NONE)
     settings = RoundSettings(shrinkage=1.0, near_shrinkage=1.0)
-    before, _ = pooled(made, NEAR[near](made, known), query, 0, settings, known.residuals)
+    before, _ = pooled(made, NEAR[near](made, known), query, 0, settings, known.whole)
     assert before.columns["item"].tolist() == [2, 3] and abs(offsets(before.labels)[0]) < 1.001 * STEP
     made.erase(8, now=1)
-    after, _ = pooled(made, NEAR[near](made, known), query, 0, settings, known.residuals)
+    after, _ = pooled(made, NEAR[near](made, known), query, 0, settings, known.whole)
     assert after.columns["item"].tolist() == [2] and offsets(after.labels)[0] == pytest.approx(1.5, abs=STEP)
     assert asked == [3]
 
