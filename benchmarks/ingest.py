@@ -1,12 +1,13 @@
-"""How many samples a second join a pool, durable, and what their index takes after that.
+"""How many samples a second join a pool, durable, and what preparing them for matching takes after that.
 
 The table is made up by seed: films of the example data by Zipf's popularity, a user for 150 rows. `pool` is the first
 lap of `coda data ingest --interactions` as it tells it itself, after its imports and the opening of the home: reading
 the Parquet table, pseudonyms, sorting, histories, the released encoder on one thread, and segments synced to disk.
-`index` is the second, when all of these can be found already: merging segments and building their indexes. `process` is
-the whole command. In turns, each into a pool of its own that is empty before. `http`: devices that hand in samples over
-loopback while the server answers nothing else, each contribution durable before it is acknowledged; CPU is the
-server's, with what it does in the background.
+`prepared` is the second, when all of these can be found already: merging segments, and what the release's matching
+needs beside them (pooled: predictions and profiles; nearest: indexes). `process` is the whole command. In turns, each
+into a pool of its own that is empty before. `http`: devices that hand in samples over loopback while the server answers
+nothing else, each contribution durable before it is acknowledged; CPU is the server's, with what it does in the
+background.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
             write_table(work / "table.parquet", made.dataset.items[1:], samples, args.seed)
             for turn in range(1, turns + 1):
                 rows += from_table(emptied(made.home, work / "home"), work, turn)
-            for name in ("pool", "index", "process"):
+            for name in ("pool", "prepared", "process"):
                 mine = sorted((row for row in rows if row["stage"] == name), key=lambda row: _of(row, "seconds"))
                 rows.append(mine[len(mine) // 2] | {"turn": None})
             rows.append(_over_http(emptied(made.home, work / "home"), work, made, args.contribution, seconds))
@@ -101,7 +102,7 @@ def from_table(home: Path, work: Path, turn: int) -> list[dict[str, object]]:
     found = json.loads(told.read_text())
     added = found["added"]
     return [
-        *(_row(name, added, found[name]["seconds"], found[name]["cpu_s"], turn) for name in ("pool", "index")),
+        *(_row(name, added, found[name]["seconds"], found[name]["cpu_s"], turn) for name in ("pool", "prepared")),
         _row("process", added, cost.wall_s, cost.cpu_s, turn) | {"peak_mib": cost.peak_mib},
     ]
 

@@ -156,7 +156,9 @@ def _grown(made: Prepared, home: Path, samples: int) -> Path:
         few, many = source.pool(manifest), target.pool(manifest)
         while len(many) < samples:
             _take_over(few, many, samples - len(many), rng)
-    _say("waiting until the server has indexed it")
+        _say("merging its segments")
+        many.compact(full=True)
+    _say("waiting until the server has prepared it")
     with server(new, 1, home.with_name(f"{home.name}.log")) as (_, process):
         _settle(process.pid)
     new.rename(home)

@@ -99,8 +99,8 @@ def _ingest(args: argparse.Namespace) -> int:
 
     from cloud.datasets import Dataset
     from cloud.home import ServerHome, ingest
+    from cloud.http.services import served
     from cloud.ingestion import ingest_tables
-    from cloud.matching import FaissStore
 
     if args.data and args.positive_at is not None:
         raise InputError("--positive-at goes with --interactions: a prepared data set has its labels")
@@ -110,7 +110,8 @@ def _ingest(args: argparse.Namespace) -> int:
         def show(stage: str, done: int, total: int) -> None:
             bar.update(task, description=stage, completed=done, total=total or None)
 
-        pool = home.pool(home.release(args.bundle)[1])
+        bundle = served(home, args.bundle)
+        pool = bundle.pool
         before, clock = len(pool), _Clock()
         if args.data:
             count = ingest(home, Dataset.load(args.data), lambda done, total: show("embed", done, total), args.bundle)
@@ -122,17 +123,16 @@ def _ingest(args: argparse.Namespace) -> int:
                 told.append(f"  dropped {number}: {reason} ({', '.join(found.dropped.examples[reason])} …)")
         taken, held = clock.lap(), len(pool)
         show("merge", 0, 0)
-        store = FaissStore(pool)
         if pool.due():
-            pool.compact(prepare=store.prepare)
-        show("index", 0, 0)
-        store.wait()
-        indexed = clock.lap()
+            pool.compact(prepare=bundle.prepare)
+        show("prepare", 0, 0)
+        bundle.warm(wait=True)
+        prepared = clock.lap()
     print("\n".join(told))
     print(f"{args.home}: {held - before} samples added to the pool, which has {held}")
-    print(f"in the pool, durable and searched: {_said(taken)}; merged and indexed: {_said(indexed)} more")
+    print(f"in the pool, durable and searched: {_said(taken)}; merged and made ready to match: {_said(prepared)} more")
     if args.json:
-        facts = {"added": held - before, "samples": held, "pool": taken, "index": indexed}
+        facts = {"added": held - before, "samples": held, "pool": taken, "prepared": prepared}
         write_atomically(args.json, msgspec.json.format(msgspec.json.encode({"command": "data ingest", **facts})))
     return 0
 
@@ -167,13 +167,15 @@ def _erase(args: argparse.Namespace) -> int:
 
 
 def _compact(args: argparse.Namespace) -> int:
-    from cloud.matching import FaissStore
+    from cloud.home import ServerHome
+    from cloud.http.services import served
 
-    with _pool(args) as pool:
+    with ServerHome(args.home, create=False) as home:
+        bundle = served(home)
+        pool = bundle.pool
         before = len(pool.segments)
-        store = FaissStore(pool)
-        done = pool.compact(args.full, store.prepare)
-        store.wait()
+        done = pool.compact(args.full, bundle.prepare)
+        bundle.warm(wait=True)
         print(f"{args.home}: {done} of {before} segments rewritten; there are {len(pool.segments)} now")
     return 0
 

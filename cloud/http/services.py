@@ -87,6 +87,13 @@ class Services:
         )
 
 
+def served(home: ServerHome, version: int | None = None) -> Served:
+    """A bundle over its pool, for who prepares the pool and serves nobody. version: the current release's if not given.
+
+    Raises: InputError: there is none."""
+    return _opener(home, "faiss")(home.release(version)[0].version, [])
+
+
 def _opener(home: ServerHome, store: str) -> Opener:
     def open_bundle(version: int, others: Sequence[Served]) -> Served:
         ref, manifest = home.release(version)

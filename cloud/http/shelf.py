@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from cloud.encoding import Encoder
-from cloud.matching import Divided, Knowledge, MatchStore
+from cloud.matching import Divided, FaissStore, Knowledge, MatchStore
 from cloud.pool import Keeper, Pool, Segment
 from device_runtime.bundle import Manifest
 from device_runtime.errors import InputError, StoreError
@@ -45,21 +45,24 @@ class Served:
 
     def prepare(self, segment: Segment) -> None:
         """Put beside a segment what matching will need. For `Pool.compact`."""
-        self.store.prepare(segment)
-        self._derive(segment)
-
-    def warm(self) -> None:
-        """Make what matching needs and is not there yet, so that no device waits for it."""
-        if len(self.pool):
-            self.store.search(np.zeros((1, self.manifest.width), np.float32), 1, 0)
-        for segment in self.pool.segments:
-            self._derive(segment)
-
-    def _derive(self, segment: Segment) -> None:
-        if self.manifest.settings.matching == "pooled":
+        matching = self.manifest.settings.matching
+        if matching == "nearest":
+            self.store.prepare(segment)
+        elif matching == "pooled":
             self.knowledge.prepare(segment)
-        elif self.manifest.settings.matching == "directory":
+        else:
             self.divided(segment)
+
+    def warm(self, wait: bool = False) -> None:
+        """Make what matching needs and is not there yet, so that no device waits for it. An index is built in the
+        background, unless one shall `wait` for it: until then there is exact search."""
+        if len(self.pool) and self.manifest.settings.matching == "nearest":
+            self.store.search(np.zeros((1, self.manifest.width), np.float32), 1, 0)
+            if wait and isinstance(self.store, FaissStore):
+                self.store.wait()
+            return
+        for segment in self.pool.segments:
+            self.prepare(segment)
 
 
 Opener = Callable[[int, Sequence[Served]], Served]

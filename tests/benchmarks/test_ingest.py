@@ -14,6 +14,6 @@ def test_every_row_joins_an_empty_pool_and_each_stage_is_told(published, tmp_pat
     with ServerHome(home) as opened:
         assert len(opened.pool(opened.release()[1])) == 0
     rows = from_table(home, tmp_path, turn=1)
-    assert [row["stage"] for row in rows] == ["pool", "index", "process"]
+    assert [row["stage"] for row in rows] == ["pool", "prepared", "process"]
     with ServerHome(home) as opened:
         assert {row["samples"] for row in rows} == {len(opened.pool(opened.release()[1]))} == {3000}

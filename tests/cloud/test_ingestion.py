@@ -198,10 +198,10 @@ def test_the_commands_feed_the_pool_and_make_it_forget(home, dataset, published,
     total = len(dataset.events)
     said = capsys.readouterr().out
     assert f"{total} samples added to the pool, which has {total}" in said
-    assert "in the pool, durable and searched: " in said and "; merged and indexed: " in said
+    assert "in the pool, durable and searched: " in said and "; merged and made ready to match: " in said
     told = msgspec.json.decode((tmp_path / "told.json").read_bytes())
     assert (told["command"], told["added"], told["samples"]) == ("data ingest", total, total)
-    assert told["pool"]["cpu_s"] > 0 and told["index"]["seconds"] >= 0
+    assert told["pool"]["cpu_s"] > 0 and told["prepared"]["seconds"] >= 0
     user = dataset.users[int(dataset.events.contributor[0])]
     theirs = int((dataset.events.contributor == dataset.events.contributor[0]).sum())
     assert main(["data", "erase", *at, "--user", user]) == 0

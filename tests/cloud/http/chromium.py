@@ -94,7 +94,8 @@ class Tab:
 
 @contextmanager
 def browsing() -> Iterator[Tab]:
-    with tempfile.TemporaryDirectory(prefix="coda-browser-") as folder:
+    # helper processes of the browser may still write while its folder is removed
+    with tempfile.TemporaryDirectory(prefix="coda-browser-", ignore_cleanup_errors=True) as folder:
         words = [*_FLAGS, f"--user-data-dir={folder}", "--remote-debugging-port=0", "about:blank"]
         process = subprocess.Popen([_CHROMIUM, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
