@@ -40,6 +40,8 @@ PREDICTED = "predicted.npy"
 DIRECTORY, PARTS = "directory.npy", "parts.npy"
 """Beside a bundle: what a bundle that matches by directory would hold. Beside a pool: which of its samples lie in each
 part, as `cloud.matching.Divided` keeps it."""
+RUNNING = "running.npy"
+"""Beside a pool: of each sample's contributor, the sum of embeddings up to it, float32 [pool, width]."""
 LEAST = 8
 """Samples of a contributor who can be matched as a user."""
 
@@ -216,19 +218,32 @@ class Cloud:
         return self.answer(pool.gather(np.sort(positions)), held)
 
     def contributors(self, pool: PoolBefore, asker: int) -> list[Int64]:
-        """Positions of everybody else's samples, one array a contributor; those who have too few do not count."""
-        found = self.others(pool, asker)
-        tokens = np.concatenate([segment.contributors for segment in pool.segments])[found]
-        order = np.argsort(tokens, kind="stable")
-        parts = np.split(found[order], np.flatnonzero(np.diff(tokens[order])) + 1)
-        return [part for part in parts if len(part) >= LEAST]
+        """Positions of everybody else's samples, one ascending array a contributor; those who have too few do not
+        count."""
+        end, found = len(pool), []
+        for one, positions in self._everybody.items():
+            if one != asker and len(before := positions[: np.searchsorted(positions, end)]) >= LEAST:
+                found.append(before)
+        return found
 
-    def means(self, pool: PoolBefore, groups: Sequence[Int64]) -> Float32:
-        """float32 [groups, width]: the mean embedding of each group of positions, unit rows."""
-        [segment] = pool.segments
-        starts = np.cumsum([0] + [len(group) for group in groups[:-1]])
-        sums = np.add.reduceat(segment.embeddings[np.concatenate(groups)], starts, 0)
-        return unit_rows(sums)
+    @cached_property
+    def _everybody(self) -> dict[int, Int64]:
+        """Token -> its positions in the whole pool, ascending."""
+        [segment] = self.pool.segments
+        tokens = np.asarray(segment.contributors)
+        order = np.argsort(tokens, kind="stable")
+        parts = np.split(order, np.flatnonzero(np.diff(tokens[order])) + 1)
+        return {int(tokens[part[0]]): part for part in parts if len(part)}
+
+    def means(self, groups: Sequence[Int64]) -> Float32:
+        """float32 [groups, width]: the mean embedding of each contributor, as `contributors` has them, unit rows."""
+        return unit_rows(self._running[[group[-1] for group in groups]])
+
+    @cached_property
+    def _running(self) -> Float32:
+        """float32 [pool, width]: of each sample's contributor, the sum of embeddings up to that sample."""
+        found: Float32 = np.load(self.place.pool / RUNNING, mmap_mode="r")
+        return found
 
     def others(self, pool: PoolBefore, asker: int) -> Int64:
         """Positions of everybody else's samples."""

@@ -14,13 +14,14 @@ import export
 from cloud import tastes, training, training_sets
 from cloud.datasets import Dataset
 from cloud.encoding import Encoder
-from cloud.evaluation.cloud_side import DIRECTORY, PARTS, PREDICTED, Cloud, Place, code_digest, token
+from cloud.evaluation.cloud_side import DIRECTORY, PARTS, PREDICTED, RUNNING, Cloud, Place, code_digest, token
 from cloud.evaluation.protocols import Split
 from cloud.matching import Parts
 from cloud.pool import Pool, Tokens
 from device_runtime.bundle import BlobStore, RoundSettings, write_atomically
 from device_runtime.engines import open_engine
 from device_runtime.identity import Signer
+from device_runtime.samples import Float32
 from device_runtime.stream import samples
 from export.checkpoint import Trained, TrainSettings
 from export.directory import directory_of
@@ -91,7 +92,16 @@ def _fill(place: Place, dataset: Dataset, show: Show) -> None:
     if cloud.directory is not None:
         parts = Parts.of(vectors, cloud.directory.centroids)
         np.save(place.pool / PARTS, np.concatenate((parts.ends, parts.rows)))
+    np.save(place.pool / RUNNING, _running(vectors, tokens))
     pool.append(ordered.take(order), events.timestamp[order], tokens, vectors)
+
+
+def _running(vectors: Float32, tokens: Tokens) -> Float32:
+    """float32 [n, width]: the sums of each contributor's vectors up to each of them."""
+    order, sums = np.argsort(tokens, kind="stable"), np.empty_like(vectors)
+    for part in np.split(order, np.flatnonzero(np.diff(tokens[order])) + 1):
+        sums[part] = np.cumsum(vectors[part], 0, dtype=np.float64)
+    return sums
 
 
 def _names(split: Split, work: Path, settings: TrainSettings) -> tuple[Path, Path]:
@@ -103,6 +113,7 @@ def _names(split: Split, work: Path, settings: TrainSettings) -> tuple[Path, Pat
     digest.update("\0".join(split.cloud.items).encode())
     _update(digest, split.cloud)
     model = digest.hexdigest()[:12]
+    digest.update(code_digest([Path(__file__)]).encode())
     _update(digest, split.pool)
     return work / f"cloud-{model}" / "bundle", work / f"cloud-{model}" / f"pool-{digest.hexdigest()[:12]}"
 

@@ -69,7 +69,7 @@ def by_similarity(device: Device) -> list[Int64]:
     contributors = device.cloud.contributors(device.pool, device.token)
     if not contributors:
         return []
-    near = device.cloud.means(device.pool, contributors) @ mean[0]
+    near = device.cloud.means(contributors) @ mean[0]
     return [contributors[i] for i in np.argsort(-near, kind="stable")[:USERS]]
 
 

@@ -203,7 +203,7 @@ def test_similar_users_are_nearer_than_random_ones(device: Device) -> None:
     mine = device.embeddings(device.parts.local, "local").mean(0)
 
     def nearness(groups: list[np.ndarray]) -> float:
-        return float((device.cloud.means(device.pool, groups) @ mine).mean())
+        return float((device.cloud.means(groups) @ mine).mean())
 
     assert nearness(mpda.by_similarity(device)) > nearness(mpda.randomly(device))
 
