@@ -116,8 +116,10 @@ def _ingest(args: argparse.Namespace) -> int:
         if args.data:
             count = ingest(home, Dataset.load(args.data), lambda done, total: show("embed", done, total), args.bundle)
             told = [f"{count} samples"]
+            read: dict[str, object] = {}
         else:
             found = ingest_tables(home, args.interactions, args.positive_at, show, args.bundle)
+            read = {"rows": found.rows, "before": found.before, "dropped": found.dropped.counts}
             told = [f"{found.rows} rows read, {found.before} were in the pool already"]
             for reason, number in found.dropped.counts.items():
                 told.append(f"  dropped {number}: {reason} ({', '.join(found.dropped.examples[reason])} …)")
@@ -132,7 +134,7 @@ def _ingest(args: argparse.Namespace) -> int:
     print(f"{args.home}: {held - before} samples added to the pool, which has {held}")
     print(f"in the pool, durable and searched: {_said(taken)}; merged and made ready to match: {_said(prepared)} more")
     if args.json:
-        facts = {"added": held - before, "samples": held, "pool": taken, "prepared": prepared}
+        facts = {**read, "added": held - before, "samples": held, "pool": taken, "prepared": prepared}
         write_atomically(args.json, msgspec.json.format(msgspec.json.encode({"command": "data ingest", **facts})))
     return 0
 

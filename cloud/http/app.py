@@ -10,7 +10,7 @@ from anyio import to_thread
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
-from cloud.http import announce, blobs, console, keys, operators, problems, watch, work
+from cloud.http import announce, blobs, console, keys, operators, problems, tables, watch, work
 from cloud.http.auth import Authenticator, read_body
 from cloud.http.limits import Gate
 from cloud.http.logs import LogRequests
@@ -216,6 +216,7 @@ def create_app(services: Services) -> FastAPI:
 
     watch.install(app, services, started)
     operators.install(app, services)
+    tables.install(app, services)
     console.install(app, services)
     app.openapi = described(app)  # type: ignore[method-assign]
     return app

@@ -19,13 +19,15 @@ from device_runtime.errors import InputError
 class ServerLimits:
     """`HOME/server.toml` can set each of them.
 
-    max_query_bytes, max_report_bytes, max_contribution_bytes: of a request's body. max_contribution_samples: in one
-    contribution, whose frame may unpack to far more than its bytes suggest. max_candidates: in one answer.
-    max_centroids: in one query. clock_skew_s: seconds that a device's clock may differ. body_timeout_s: for a body to
-    arrive; head_timeout_s: for a connection's next request's head, the wait for it included.
+    max_query_bytes, max_report_bytes, max_contribution_bytes: of a request's body. max_table_bytes: of a table that an
+    operator sends. max_contribution_samples: in one contribution, whose frame may unpack to far more than its bytes
+    suggest. max_candidates: in one answer. max_centroids: in one query. clock_skew_s: seconds that a device's clock may
+    differ. body_timeout_s: for a body to arrive, and for each part of a table; head_timeout_s: for a connection's next
+    request's head, the wait for it included.
 
     concurrent_matches, waiting_matches: that are worked on, and that wait their turn, for match_wait_s at most; others
-    are turned away with 503. concurrent_contributions: likewise, without waiting. retry_after_s: seconds that those
+    are turned away with 503. A match holds the interpreter, so more at once take longer each: raise it where a Milvus
+    server is waited for. concurrent_contributions: likewise, without waiting. retry_after_s: seconds that those
     are told to wait. max_connections: more are answered with 503. All of these are of each worker process.
 
     device_requests_per_minute, device_burst: of one device, beyond which it gets 429. requests_per_s, burst: of all
@@ -45,6 +47,7 @@ class ServerLimits:
     max_query_bytes: int = 64 << 10
     max_report_bytes: int = 256 << 10
     max_contribution_bytes: int = 8 << 20
+    max_table_bytes: int = 256 << 20
     max_contribution_samples: int = 20_000
     max_candidates: int = 5_000
     max_centroids: int = 64

@@ -79,15 +79,7 @@ def install(app: FastAPI, services: Services) -> None:
 
     async def asked(request: Request, role: str) -> tuple[Operator, bytes]:
         body = await read_body(request, _BODY_BYTES, services.limits.body_timeout_s)
-        kind, _, token = request.headers.get("authorization", "").partition(" ")
-        known = (
-            await to_thread.run_sync(catalog.operators.by_token, token.strip()) if kind.lower() == "bearer" else None
-        )
-        if known is None:
-            detail = "give an operator's token; `coda release operator` makes one"
-            raise Refusal(
-                401, "For operators", detail, {"WWW-Authenticate": 'Bearer realm="CoDA"'}, "not authenticated"
-            )
+        known = await identified(services, request)
         allow(known, role)
         return known, body
 
@@ -159,6 +151,18 @@ def install(app: FastAPI, services: Services) -> None:
             return _json(releases.explain(device))
 
         return await to_thread.run_sync(done)
+
+
+async def identified(services: Services, request: Request) -> Operator:
+    """Who asks, by token. Raises: Refusal: 401."""
+    kind, _, token = request.headers.get("authorization", "").partition(" ")
+    known = None
+    if kind.lower() == "bearer":
+        known = await to_thread.run_sync(services.catalog.operators.by_token, token.strip())
+    if known is None:
+        detail = "give an operator's token; `coda release operator` makes one"
+        raise Refusal(401, "For operators", detail, {"WWW-Authenticate": 'Bearer realm="CoDA"'}, "not authenticated")
+    return known
 
 
 def allow(operator: Operator, role: str) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 from cloud.catalog import Catalog
 from cloud.encoding import Encoder
@@ -27,7 +28,8 @@ class Services:
     """ref to encoder: the bundle that was current when the server came up. Others that devices may get are opened when
     they are first needed (`shelf`), each with the pool of its encoder, so that bundle, pool and matching always fit.
     opener: how; None where there is only the one. contributor: name -> token. clock: seconds since 1970. watch_token:
-    lets operators see figures from elsewhere than this machine; "" lets nobody."""
+    lets operators see figures from elsewhere than this machine; "" lets nobody. home: the server's folder, for what
+    runs in a process of its own; None where there is none."""
 
     catalog: Catalog
     blobs: BlobStore
@@ -43,6 +45,7 @@ class Services:
     metrics: Metrics = field(default_factory=lambda: Metrics(FAMILIES))
     watch_token: str = ""
     opener: Opener | None = None
+    home: Path | None = None
 
     @cached_property
     def served(self) -> Served:
@@ -84,6 +87,7 @@ class Services:
             home.answer_signer,
             metrics=metrics or Metrics(FAMILIES),
             opener=_opener(home, store),
+            home=home.path,
         )
 
 
