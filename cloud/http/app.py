@@ -59,7 +59,7 @@ def create_app(services: Services) -> FastAPI:
         def observe(value: float) -> None:
             metrics.observe("coda_match_recall", value=value)
 
-        return recalls.setdefault(served.ref.version, RecallSampler(served.pool, served.store, observe))
+        return recalls.setdefault(served.ref.version, RecallSampler(served.pool, served.nearest, served.depth, observe))
 
     usual = (401, 403, 408, 413, 429, 503)
 

@@ -11,11 +11,15 @@ from functools import cached_property
 import numpy as np
 
 from cloud.encoding import Encoder
-from cloud.matching import Divided, FaissStore, Knowledge, MatchStore
+from cloud.matching import Divided, FaissStore, Knowledge, MatchStore, by_profiles
 from cloud.pool import Keeper, Pool, Segment
 from device_runtime.bundle import Manifest
 from device_runtime.errors import InputError, StoreError
 from device_runtime.messages import BundleRef
+from device_runtime.samples import Float32, Int64
+
+NEAREST = 50
+"""Of so many nearest samples of each centroid the recall is sampled."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,24 @@ class Served:
             self.knowledge.prepare(segment)
         else:
             self.divided(segment)
+
+    def nearest(self, queries: Float32, exclude: int) -> Sequence[Int64]:
+        """Positions of the samples that matching takes for the nearest to each vector, int64; -1 for none. exclude:
+        the asker's token."""
+        if self.manifest.settings.matching == "nearest":
+            return list(self.store.search(queries, NEAREST, exclude).positions)
+        snapshot, near = self.pool.snapshot(), by_profiles(self.knowledge)
+        found = []
+        for query in queries:
+            parts = near(snapshot, query, exclude, self.manifest.settings)
+            rows = [s.base + rows for s, (rows, _) in zip(snapshot.segments, parts, strict=True)]
+            found.append(np.concatenate([np.zeros(0, np.int64), *rows]))
+        return found
+
+    @property
+    def depth(self) -> int:
+        """How many nearest samples are compared with exact ones."""
+        return NEAREST if self.manifest.settings.matching == "nearest" else self.manifest.settings.neighbours
 
     def warm(self, wait: bool = False) -> None:
         """Make what matching needs and is not there yet, so that no device waits for it. An index is built in the

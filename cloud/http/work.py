@@ -68,7 +68,7 @@ def matched(services: Services, served: Served, recall: RecallSampler, body: byt
             return encode_answer(answer), len(candidates), shortfall
 
     answer, count, shortfall = bounded(ask, lambda found: len(found[0]), wanted, most)
-    if isinstance(query, MatchQuery) and len(query.centroids) and manifest.settings.matching == "nearest":
+    if isinstance(query, MatchQuery) and len(query.centroids):
         recall.offer(query.centroids, token)
     services.metrics.observe("coda_match_seconds", value=time.perf_counter() - began)
     services.metrics.add("coda_match_candidates_total", by=count)

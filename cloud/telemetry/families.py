@@ -30,7 +30,7 @@ FAMILIES = (
     Family(
         "coda_match_recall",
         "histogram",
-        "Share of the exact nearest samples that matching found, of sampled queries; with matching = nearest.",
+        "Share of the exact nearest samples that matching found, of sampled queries.",
         {},
         (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999),
     ),

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from cloud.matching import MatchStore
 from cloud.matching.exact import compare
-from cloud.matching.store import Found, merge, searchable
+from cloud.matching.store import merge, searchable
 from cloud.pool import Pool
 from device_runtime.errors import CodaError
 from device_runtime.samples import Float32, Int64
@@ -19,24 +18,28 @@ from device_runtime.samples import Float32, Int64
 log = logging.getLogger("coda.telemetry")
 _SHARE = 0.01
 """Of one core, at most, for comparing: exact search over a large pool costs many times what matching does."""
-_DEPTH = 50
 _AT_ONCE, _RESTS = 8192, 3
+Find = Callable[[Float32, int], Sequence[Int64]]
+"""(queries float32 [q, width], the asker's token) -> of each query the positions that matching takes for the nearest,
+int64; -1 for none."""
 
 
 class RecallSampler:
     """Compares in a thread of its own, one query at a time; queries that come meanwhile are passed over.
 
-    observe: told each recall, 0 to 1: of the 50 exact nearest of each centroid, the share that the store found.
+    depth: of how many exact nearest of each vector the recall is. observe: told each recall, 0 to 1: the share of these
+    that matching found.
     """
 
     def __init__(
         self,
         pool: Pool,
-        store: MatchStore,
+        find: Find,
+        depth: int,
         observe: Callable[[float], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._pool, self._store, self._observe, self._clock = pool, store, observe, clock
+        self._pool, self._find, self._depth, self._observe, self._clock = pool, find, depth, observe, clock
         self._free = threading.Lock()
         self._not_before = 0.0
 
@@ -52,10 +55,10 @@ class RecallSampler:
         began, used = self._clock(), time.thread_time()
         try:
             exact = self._exact(queries, exclude)
-            found = self._store.search(queries, _DEPTH, exclude).positions
+            found = self._find(queries, exclude)
             wanted = sum(int((row >= 0).sum()) for row in exact)
             if wanted:
-                hits = sum(len(set(e) & set(f) - {-1}) for e, f in zip(exact.tolist(), found.tolist(), strict=True))
+                hits = sum(len(np.intersect1d(e[e >= 0], f)) for e, f in zip(exact, found, strict=True))
                 self._observe(hits / wanted)
         except CodaError as error:  # a pool that is damaged fails the matches themselves, and loudly
             log.warning("recall not sampled", extra={"facts": {"reason": str(error)}})
@@ -65,13 +68,14 @@ class RecallSampler:
             self._free.release()
 
     def _exact(self, queries: Float32, exclude: int) -> Int64:
-        """int64 [q, 50]. In small parts with rests between them: each holds up every match of this process."""
-        parts: list[Found] = []
+        """int64 [q, depth]. In small parts with rests between them: each holds up every match of this process."""
+        best = merge([], self._depth, len(queries))
         for segment in self._pool.snapshot().segments:
             allowed = searchable(segment, exclude, None)
             rows = np.arange(len(segment)) if allowed is None else allowed
             for start in range(0, len(rows), _AT_ONCE):
                 used = time.thread_time()
-                parts.append(compare(segment, queries, _DEPTH, rows[start : start + _AT_ONCE]))
+                part = compare(segment, queries, self._depth, rows[start : start + _AT_ONCE])
+                best = merge([best, part], self._depth, len(queries))
                 time.sleep(_RESTS * (time.thread_time() - used))
-        return merge(parts, _DEPTH, len(queries)).positions
+        return best.positions

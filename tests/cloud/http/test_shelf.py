@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from cloud.home import ServerHome
 from cloud.http.services import served
 from cloud.matching import faiss
+from cloud.telemetry import RecallSampler
 from device_runtime.cli import main
 
 
@@ -32,10 +35,7 @@ def test_a_pool_is_prepared_for_the_matching_of_its_release(home, matching, made
     with ServerHome(home) as opened:
         bundle = served(opened)
         settings = msgspec.structs.replace(bundle.manifest.settings, matching=matching)
-        bundle = type(bundle)(
-            bundle.ref, msgspec.structs.replace(bundle.manifest, settings=settings), bundle.pool, bundle.store,
-            bundle.encoder,
-        )  # fmt: skip
+        bundle = replace(bundle, manifest=msgspec.structs.replace(bundle.manifest, settings=settings))
         for path in opened.path.glob("pool/**/*-*.npy"):
             path.unlink()
         for path in opened.path.glob("pool/**/index*"):
@@ -49,3 +49,22 @@ def test_compacting_by_hand_prepares_what_the_server_will_need(home, capsys):
     assert main(["data", "compact", "--home", str(home), "--full"]) == 0
     with ServerHome(home) as opened:
         assert beside(opened) == {"predicted", "profiles"}
+
+
+def test_recall_of_pooled_matching_is_of_its_neighbours_and_never_of_the_askers_own(home):
+    told: list[float] = []
+    with ServerHome(home) as opened:
+        bundle = served(opened)
+        settings = msgspec.structs.replace(bundle.manifest.settings, neighbours=64)
+        bundle = replace(bundle, manifest=msgspec.structs.replace(bundle.manifest, settings=settings))
+        [segment, *_] = bundle.pool.segments
+        own = int(segment.contributors[0])
+        mine = np.flatnonzero(segment.contributors == own)
+        profile = segment.embeddings[mine].mean(0, keepdims=True)
+        profile[:, bundle.manifest.filter_from :] = 0
+        [found] = bundle.nearest(profile, own)
+        assert len(found) >= 64 and not np.isin(found, mine + segment.base).any()
+        sampler = RecallSampler(bundle.pool, bundle.nearest, bundle.depth, told.append)
+        sampler.offer(profile, own).join(20)
+    by_chance = 64 / len(segment)
+    assert len(told) == 1 and 3 * by_chance < told[0] <= 1

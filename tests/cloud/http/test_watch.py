@@ -9,7 +9,6 @@ import time
 import numpy as np
 import pytest
 
-from cloud.matching import Found
 from cloud.telemetry import RecallSampler
 from device_runtime.errors import StoreError
 from device_runtime.messages import PhaseOverhead, RoundReport, to_json
@@ -82,15 +81,12 @@ def test_recall_is_sampled_against_exact_search(peer):
 
 
 def test_a_store_that_misses_half_is_found_out_and_the_next_look_is_put_off(services):
-    class Half:
-        name = "half"
-
-        def search(self, queries, k, exclude):
-            found = services.store.search(queries, k, exclude)
-            return Found(np.where(np.arange(k) % 2, -1, found.positions), found.similarities)
+    def half(queries, exclude):
+        found = services.store.search(queries, 50, exclude).positions
+        return np.where(np.arange(50) % 2, -1, found)
 
     told, now = [], [100.0]
-    sampler = RecallSampler(services.pool, Half(), told.append, clock=lambda: now[0])
+    sampler = RecallSampler(services.pool, half, 50, told.append, clock=lambda: now[0])
     queries = services.pool.segments[0].embeddings[:4]
     sampler.offer(queries, exclude=0).join(10)
     assert len(told) == 1 and 0.45 <= told[0] <= 0.55
