@@ -86,16 +86,14 @@ def nearest(
     reached = np.cumsum(sizes[best])
     core = similarities[best[np.searchsorted(reached, min(settings.core, reached[-1]))]] if len(best) else np.float32(0)
     weights = np.exp(-settings.sharpness * np.maximum(core - similarities[best], 0).astype(np.float64))
-    found, base = [], 0
-    ends = np.cumsum([len(p.ends) for p in known])
-    held = np.bincount(np.searchsorted(ends, best, "right"), minlength=len(known))
-    for segment, p, some in zip(segments, known, held, strict=True):
-        if not some:  # of the many small segments of a pool that grows, few have any
+    found, ends = [], np.cumsum([len(p.ends) for p in known])
+    of_segment = np.searchsorted(ends, best, "right")
+    for number, (segment, p) in enumerate(zip(segments, known, strict=True)):
+        mine = np.flatnonzero(of_segment == number)
+        if not len(mine):  # of the many small segments of a pool that grows, few have any
             found.append((np.zeros(0, np.int64), np.zeros(0)))
-            base += len(p.ends)
             continue
-        mine = (best >= base) & (best < base + len(p.ends))
-        stretch, size = best[mine] - base, sizes[best[mine]]
+        stretch, size = best[mine] - (ends[number] - len(p.ends)), sizes[best[mine]]
         first = np.cumsum(size) - size
         places = np.arange(size.sum()) + np.repeat(p.starts[stretch] - first, size)
         rows = segment.owners.rows[places].astype(np.int64)
@@ -105,7 +103,6 @@ def nearest(
             shown = segment.hidden[at] != rows
             rows, weight = rows[shown], weight[shown]
         found.append((rows, weight))
-        base += len(p.ends)
     return found
 
 
