@@ -7,7 +7,7 @@ FOLDER/newest.safetensors   weights, optimizer, random state and, as metadata, w
 FOLDER/best.safetensors     the weights of the best epoch
 FOLDER/state.json           what is known of the epochs that are done
 FOLDER/held-out.frame       samples that it was validated on
-FOLDER/tastes.safetensors   what `cloud.tastes` has learned beyond the best weights
+FOLDER/tastes.safetensors   what `cloud.tastes` and `cloud.drift` have learned beyond the best weights
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 from torch.func import functional_call
 
-from cloud import tastes
+from cloud import drift, tastes
 from cloud.datasets import Dataset, StreamedDataset
 from cloud.distributed import ALONE, Team
 from cloud.training_sets import TrainingSet, some_events, training_set
@@ -41,11 +41,11 @@ from device_runtime.tables import LocalTable, features
 from device_runtime.wire import encode_contribution
 from export import models
 from export.checkpoint import (
+    BEYOND,
     CATEGORIES,
     FORMAT,
     HELD_OUT,
     HELD_OUT_SAMPLES,
-    TASTES,
     EpochMetrics,
     Position,
     Trained,
@@ -116,18 +116,21 @@ def train(
     team.check_same("the trained model", *(t.numpy().tobytes() for t in model.state_dict().values()))
     if not team.leads:
         return Trained(model.eval(), run.state)
-    if not (out / TASTES).exists():
-        _save_tastes(out, dataset)
+    if not (out / BEYOND).exists():
+        _save_beyond(out, dataset)
     return load(out)
 
 
-def _save_tastes(out: Path, dataset: Dataset | StreamedDataset) -> None:
+def _save_beyond(out: Path, dataset: Dataset | StreamedDataset) -> None:
     best = load(out).model
     events = some_events(dataset, TASTED) if isinstance(dataset, StreamedDataset) else dataset.events
     logits = predict(best, samples(events, best.schema))
     found = tastes.learn(events.contributor, events.item, events.label, logits, len(dataset.items))
-    held = {} if found is None else {"taste": torch.from_numpy(found)}
-    write_atomically(out / TASTES, save_safetensors(held))
+    days = drift.half_life(events.contributor, events.item, events.timestamp, events.label)
+    held = {"half_life": torch.tensor([days], dtype=torch.float64)}
+    if found is not None:
+        held["taste"] = torch.from_numpy(found)
+    write_atomically(out / BEYOND, save_safetensors(held))
 
 
 def predict(model: Recommender, held_out: SampleBatch, batch: int = 1024) -> Float32:

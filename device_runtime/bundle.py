@@ -11,7 +11,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
@@ -122,7 +122,9 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     neighbours: samples of the pool, nearest to the profile, that weigh in pooled labels. core: the rank up to which
     they weigh 1 each; after it weights fall as exp(-sharpness * lack of similarity), as do those of a directory's parts
     for a local sample, and the odds of a sample within its part. shrinkage, near_shrinkage: samples
-    as predicted, at even odds, that an item's offset over the pool is shrunk by, and that over neighbours.
+    as predicted, at even odds, that an item's offset over the pool is shrunk by, and that over neighbours. half_life:
+    days after which a sample of the pool counts half in an item's offset, 0 for never; a bundle has what training found
+    (`cloud/drift.py`) unless a number is given.
     tastes: pooled candidates are also moved by what the user's own labels say of them (docs/adr/0010).
 
     classifier_epochs, classifier_rate: of the filter's training; 0 epochs leave the classifier out. classifier_label:
@@ -155,6 +157,7 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sharpness: float = 12.0
     shrinkage: float = 10.0
     near_shrinkage: float = 30.0
+    half_life: Annotated[float, msgspec.Meta(ge=0)] | None = None
     tastes: bool = True
     min_local: int = 4
     holdout: float = 0.2

@@ -27,8 +27,9 @@ HELD_OUT = "held-out.frame"
 """Samples that the model was validated on, as a contribution frame (docs/wire.md)."""
 HELD_OUT_SAMPLES = 10_000
 """At most: drawn by the seed where there are more."""
-TASTES = "tastes.safetensors"
-"""`taste` float32 [items, width] (`cloud/tastes.py`), or nothing where devices are better off without."""
+BEYOND = "tastes.safetensors"
+"""What is learned beside the model. `taste` float32 [items, width] (`cloud/tastes.py`), unless devices are better off
+without; `half_life` float64 [1], days (`cloud/drift.py`)."""
 
 
 class TrainSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -91,12 +92,14 @@ class TrainState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 @dataclass
 class Trained:
     """A trained model and what is known of it. held_out: samples that it was validated on, or some of them. tastes:
-    float32 [items, width], see `cloud/tastes.py`; None where there are none."""
+    float32 [items, width], see `cloud/tastes.py`; None where there are none. half_life: days, see `cloud/drift.py`; 0
+    where nothing is known to go stale."""
 
     model: Recommender
     state: TrainState
     held_out: SampleBatch | None = None
     tastes: Float32 | None = None
+    half_life: float = 0.0
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -122,20 +125,23 @@ def load(folder: Path) -> Trained:
     catalogue = Catalogue(len(state.keys), state.categories, tensors.pop(CATEGORIES))
     model = models.create(state.settings.model, catalogue, state.settings.history)
     model.load_state_dict(tensors)
-    return Trained(model.eval(), state, _held_out(folder / HELD_OUT, model), _tastes(folder / TASTES, state))
+    tastes, half_life = _beyond(folder / BEYOND, state)
+    return Trained(model.eval(), state, _held_out(folder / HELD_OUT, model), tastes, half_life)
 
 
-def _tastes(path: Path, state: TrainState) -> Float32 | None:
-    """Raises: StoreError: damaged. A folder of an older version has none."""
+def _beyond(path: Path, state: TrainState) -> tuple[Float32 | None, float]:
+    """(tastes, half-life). Raises: StoreError: damaged. A folder of an older version has none."""
     if not path.exists():
-        return None
+        return None, 0.0
     try:
-        found = load_safetensors(path.read_bytes()).get("taste")
+        found = load_safetensors(path.read_bytes())
+        half_life = float(found["half_life"][0]) if "half_life" in found else 0.0
     except Exception as error:
         raise StoreError(f"{path} is damaged: {error}") from None
-    if found is not None and len(found) != len(state.keys):
-        raise StoreError(f"{path} has {len(found)} rows for {len(state.keys)} items; delete it and train again")
-    return None if found is None else np.asarray(found.numpy(), np.float32)
+    taste = found.get("taste")
+    if taste is not None and len(taste) != len(state.keys):
+        raise StoreError(f"{path} has {len(taste)} rows for {len(state.keys)} items; delete it and train again")
+    return None if taste is None else np.asarray(taste.numpy(), np.float32), half_life
 
 
 def _held_out(path: Path, model: Recommender) -> SampleBatch | None:

@@ -95,8 +95,10 @@ class Source:
         training: Training | None = None,
         rank_weights: WeightForm = "fp32",
     ) -> Source:
-        """What `coda train` made."""
+        """What `coda train` made, and what it found where the settings leave that to it."""
         state = trained.state
+        if settings.half_life is None:
+            settings = msgspec.structs.replace(settings, half_life=trained.half_life)
         return cls(
             state.dataset,
             state.settings.model,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import msgspec
@@ -155,7 +155,8 @@ class Cloud:
                 assert directory is not None, "a device asked by it"
                 candidates, shortfall = by_directory(pool, asked, asker, directory, settings.sharpness, self.parts)
             elif settings.matching == "pooled":
-                candidates, shortfall = pooled(pool, by_search(store), asked, asker, settings, Summed(self.residuals))
+                whole = Summed(partial(self.residuals, half_life=settings.half_life or 0.0))
+                candidates, shortfall = pooled(pool, by_search(store), asked, asker, settings, whole)
             else:
                 candidates, shortfall = match(pool, store, asked, asker)
             return self.answer(candidates, query.held.tolist(), shortfall)
@@ -177,9 +178,9 @@ class Cloud:
         both, k = np.load(self.place.pool / PARTS), len(self.directory.centroids) if self.directory else 0
         return Parts(both[k:], both[:k])
 
-    def residuals(self, segment: Segment) -> Unexplained:
+    def residuals(self, segment: Segment, half_life: float = 0.0) -> Unexplained:
         """See `pooled`; of the beginning of a segment, as `PoolBefore` has it."""
-        return Unexplained.of(segment, self._predicted[segment.base : segment.base + len(segment)])
+        return Unexplained.of(segment, self._predicted[segment.base : segment.base + len(segment)], half_life)
 
     @cached_property
     def _predicted(self) -> Float32:

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from cloud.datasets import Dataset, example, read
 from cloud.evaluation import leaks, page, result, synthetic, tuning
-from cloud.evaluation.cloud_side import Place
+from cloud.evaluation.cloud_side import Cloud, Place
 from cloud.evaluation.making import Show, prepare
 from cloud.evaluation.methods import METHODS, chosen
 from cloud.evaluation.protocols import Split, split
@@ -96,6 +96,12 @@ class Prepared:
     place: Place
     truth: synthetic.Truth | None
 
+    def settings(self, given: RoundSettings) -> RoundSettings:
+        """The settings, with what the cloud's training found where they leave that to it."""
+        if given.half_life is not None:
+            return given
+        return msgspec.structs.replace(given, half_life=Cloud.open(self.place).manifest.settings.half_life)
+
 
 def _prepared(
     args: argparse.Namespace, dataset: Dataset, show: Show, made: synthetic.Made | None = None, validation: bool = False
@@ -117,7 +123,7 @@ def _prepared(
 def _played(
     args: argparse.Namespace, ready: Prepared, settings: RoundSettings, methods: Sequence[str], show: Show
 ) -> dict[int, list[UserResult]]:
-    work = Work(ready.place, settings, tuple(methods), args.growing_histories, ready.truth)
+    work = Work(ready.place, ready.settings(settings), tuple(methods), args.growing_histories, ready.truth)
     todo = tasks(work, ready.parts.cases, range(_seeds(args)), _store(args) / "results")
     return examine_all(todo, args.backend, args.jobs, lambda done, total: show("examine users", done, total))
 
@@ -188,7 +194,7 @@ def _evaluated(
         trained_on=len(parts.cloud.events),
         pool=len(parts.pool.events),
         dropped=result.dropped(dataset, parts),
-        settings=settings,
+        settings=ready.settings(settings),
         methods=summarize(found, {name: (METHODS[name].about, METHODS[name].reference) for name in methods}),
         examined=result.examined(found),
         filter=result.filter_truth(found),

@@ -32,6 +32,11 @@ from device_runtime.tables import LocalTable
 from device_runtime.wire import MatchAnswer, MatchQuery, decode_answer, encode_query
 
 _Value = TypeVar("_Value")
+ANSWERED = (
+    *("matching", "centroids", "candidates", "answer_bytes", "neighbours", "core", "sharpness"),
+    *("shrinkage", "near_shrinkage", "half_life"),
+)
+"""Settings that an answer depends on."""
 
 
 @dataclass(frozen=True)
@@ -132,8 +137,7 @@ class Device:
         """
         used = settings or self.settings
         name = "match" if profile is None else "match another"
-        if used.matching != self.settings.matching:
-            name += f" {used.matching}"
+        name += "".join(f" {n} {getattr(used, n)}" for n in ANSWERED if getattr(used, n) != getattr(self.settings, n))
         embeddings = self.embeddings(self.parts.local, "local")
 
         def ask() -> bytes:

@@ -15,7 +15,7 @@ import numpy as np
 
 from cloud.evaluation import mpda
 from cloud.evaluation.cloud_side import unit_rows
-from cloud.evaluation.device import Device
+from cloud.evaluation.device import ANSWERED, Device
 from device_runtime.bundle import RoundSettings
 from device_runtime.errors import InputError
 from device_runtime.metrics import auc
@@ -84,7 +84,7 @@ def coda(device: Device, name: str = "coda", *, by_chance: bool = False, **off: 
         return device.model.base
     settings = msgspec.structs.replace(device.settings, **off)
     tuning = name if by_chance or set(off) - AFTER_TUNING else "coda"
-    same = (settings.matching, settings.tastes) == (device.settings.matching, device.settings.tastes)
+    same = all(getattr(settings, n) == getattr(device.settings, n) for n in (*ANSWERED, "tastes"))
     candidates, change = device.offered(None if same else settings)
     if not by_chance:
         found = device.filtered(candidates, change, tuning, settings, "" if same else name)
@@ -168,6 +168,9 @@ METHODS: dict[str, Method] = {
     ),
     "coda-no-tastes": Method(
         partial(coda, name="coda-no-tastes", tastes=False), "CoDA without what own labels say of other items"
+    ),
+    "coda-no-drift": Method(
+        partial(coda, name="coda-no-drift", half_life=0.0), "CoDA whose pool's samples count alike, however old"
     ),
     "coda-no-row-steps": Method(
         partial(coda, name="coda-no-row-steps", **JOINT), "CoDA that passes over local and kept samples at once"

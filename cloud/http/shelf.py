@@ -38,7 +38,8 @@ class Served:
         manifest = self.manifest
         blobs = [manifest.graphs["score"].files["onnx"].file, manifest.weights, *manifest.tables["item"].shards]
         digest = hashlib.sha256("".join(blob.sha256 for blob in blobs).encode())
-        return Knowledge(self.encoder.predict, digest.hexdigest()[:16], manifest.filter_from)
+        half_life = manifest.settings.half_life or 0.0
+        return Knowledge(self.encoder.predict, digest.hexdigest()[:16], manifest.filter_from, half_life)
 
     @cached_property
     def divided(self) -> Divided:

@@ -3,9 +3,10 @@
 A single label of a single stranger is mostly noise, and what it says on average the cloud's model knows already. So
 candidates carry *offsets*: by how much the logits of likes differ from the model's, the estimate over an item's samples
 since the pool began, moved to that over those samples whose contributors are near the user's profile (Nadaraya, 1964;
-Watson, 1964). An estimate is one step of Newton's method from the model's predictions p: the sum of residuals, label
-minus p, over that of p (1 - p). Both are shrunk, so an item that hardly anybody met says nothing. What is of many
-contributors has no history: the device puts in its user's own, and adds the offset to the model's logit for that user.
+Watson, 1964). Older samples weigh less where `cloud.drift` found that they say less. An estimate is one step of
+Newton's method from the model's predictions p: the sum of residuals, label minus p, over that of p (1 - p). Both are
+shrunk, so an item that hardly anybody met says nothing. What is of many contributors has no history: the device puts in
+its user's own, and adds the offset to the model's logit for that user.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from device_runtime.errors import InputError
 from device_runtime.samples import Column, Float32, Float64, Int64, Ragged, SampleBatch, Schema
 from device_runtime.wire import MatchQuery, in_steps
 
+NOTHING = 1e-9
+"""What is left of an item whose faded samples have been taken away again, at most."""
 EVEN = 0.25
 """p (1 - p) at even odds: what a sample that shrinks weighs."""
 Together = Callable[[Sequence[Segment]], Whole]
@@ -85,15 +88,20 @@ def pooled(
     for segment, one in zip(segments, all_of_them.parts, strict=True):
         gone = segment.forbidden(exclude)
         if len(gone):
-            without = items_of(segment)[gone]
-            met -= np.bincount(without, minlength=count)
-            sums -= total(without, one.residuals(gone), count)
-            mass -= total(without, one.variances(gone), count)
+            without, counted = items_of(segment)[gone], one.weights(gone, all_of_them.newest)
+            met -= total(without, counted, count)
+            sums -= total(without, counted * one.residuals(gone), count)
+            mass -= total(without, counted * one.variances(gone), count)
     offset = sums / (mass + EVEN * settings.shrinkage)
     if len(query.centroids) and settings.neighbours and met.any():
         found = near(snapshot, query.centroids[0], exclude, settings)
         parts = [
-            (items_of(segment)[rows], one.residuals(rows), one.variances(rows), weight)
+            (
+                items_of(segment)[rows],
+                one.residuals(rows),
+                one.variances(rows),
+                weight * one.weights(rows, all_of_them.newest),
+            )
             for segment, one, (rows, weight) in zip(segments, all_of_them.parts, found, strict=True)
             if len(rows)
         ]
@@ -118,7 +126,7 @@ def kernel(similarities: Float32, settings: RoundSettings) -> Float64:
 def _foremost(met: Float64, offset: Float64, most: int) -> Int64:
     """int64, ascending: the items that were met and whose offsets change most; of equals those met most, then the
     first ones. Sorts equals only: there are a catalogue's items, of which few are asked for."""
-    items = np.flatnonzero(met[1:] > 0) + 1
+    items = np.flatnonzero(met[1:] > NOTHING) + 1
     if len(items) <= most or not most:
         return items[:most]
     change = met[items] * offset[items] ** 2

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from cloud import drift
 from cloud.matching.kept import BySegment, kept
 from cloud.matching.profiles import Profiles, stretches
 from cloud.pool import Segment
-from device_runtime.samples import Float32, Float64, Ragged, SampleBatch
+from device_runtime.samples import Float32, Float64, Int64, Ragged, SampleBatch
 
 Predict = Callable[[SampleBatch], Float32]
 """The cloud model's probability of a like for each sample, float32 [n]."""
@@ -25,20 +26,29 @@ Predict = Callable[[SampleBatch], Float32]
 @dataclass(frozen=True)
 class Unexplained:
     """Of a segment. predicted: float32 [n], the model's probabilities p. met, sums, mass: float64 [items]: samples of
-    each item, and the sums of their residuals, label minus p, and of their variances, p (1 - p)."""
+    each item, and the sums of their residuals, label minus p, and of their variances, p (1 - p). half_life: days after
+    which a sample counts half (`cloud.drift`), 0 for none. newest: seconds, of the newest sample, as of which they
+    are counted."""
 
     predicted: Float32
     labels: Float32
+    timestamps: Int64
+    half_life: float
+    newest: int
     met: Float64
     sums: Float64
     mass: Float64
 
     @staticmethod
-    def of(segment: Segment, predicted: Float32) -> Unexplained:
-        item, labels = items_of(segment), segment.samples.labels
-        met = np.bincount(item).astype(np.float64)
-        variances = predicted * (1 - predicted)
-        return Unexplained(predicted, labels, met, total(item, labels - predicted), total(item, variances))
+    def of(segment: Segment, predicted: Float32, half_life: float = 0.0) -> Unexplained:
+        item, labels, times = items_of(segment), segment.samples.labels, segment.timestamps
+        newest = int(times.max()) if half_life and len(times) else 0
+        residuals, variances, weight = labels - predicted, predicted * (1 - predicted), None
+        if half_life:
+            weight = drift.weights(newest - times, half_life)
+            residuals, variances = weight * residuals, weight * variances
+        met, sums, mass = total(item, weight), total(item, residuals), total(item, variances)
+        return Unexplained(predicted, labels, times, half_life, newest, met, sums, mass)
 
     def residuals(self, rows: npt.NDArray[np.integer]) -> Float32:
         found: Float32 = self.labels[rows] - self.predicted[rows]
@@ -49,12 +59,17 @@ class Unexplained:
         found: Float32 = p * (1 - p)
         return found
 
+    def weights(self, rows: npt.NDArray[np.integer], newest: int) -> Float64:
+        """float64 [rows]: what they count as of a time."""
+        return drift.weights(newest - self.timestamps[rows], self.half_life) if self.half_life else np.ones(len(rows))
+
 
 @dataclass(frozen=True)
 class Whole:
-    """Of several segments. parts: of each. met, sums, mass: float64 [items], as in `Unexplained`, of all together."""
+    """Of several segments. parts: of each. newest, met, sums, mass: as in `Unexplained`, of all together."""
 
     parts: Sequence[Unexplained]
+    newest: int
     met: Float64
     sums: Float64
     mass: Float64
@@ -74,10 +89,12 @@ class Summed:
         parts = [self._one(segment) for segment in segments]
         count = max((len(part.met) for part in parts), default=1)
         met, sums, mass = np.zeros(count), np.zeros(count), np.zeros(count)
+        newest = max((part.newest for part in parts), default=0)
         for part in parts:
+            faded = float(drift.weights(np.array([newest - part.newest]), part.half_life)[0])
             for whole, some in ((met, part.met), (sums, part.sums), (mass, part.mass)):
-                whole[: len(some)] += some
-        made = Whole(parts, met, sums, mass)
+                whole[: len(some)] += faded * some
+        made = Whole(parts, newest, met, sums, mass)
         self._last = [weakref.ref(segment.samples) for segment in segments], made
         return made
 
@@ -86,10 +103,11 @@ class Knowledge:
     """`Unexplained` and `Profiles` of segments: made when first asked for, and kept (`kept.BySegment`).
 
     key: a name for the model, the same for the same predictions. columns: of an embedding, that describe the person.
+    half_life: see `Unexplained`.
     """
 
-    def __init__(self, predict: Predict, key: str, columns: int) -> None:
-        self._predict, self._key, self.columns = predict, key, columns
+    def __init__(self, predict: Predict, key: str, columns: int, half_life: float = 0.0) -> None:
+        self._predict, self._key, self.columns, self._half_life = predict, key, columns, half_life
         self._known = BySegment(self._made)
         self.whole = Summed(self.residuals)
 
@@ -119,7 +137,7 @@ class Knowledge:
             np.float32,
             lambda: Profiles.of(segment, self.columns).vectors,
         )
-        return Unexplained.of(segment, predicted), Profiles(vectors, ends)
+        return Unexplained.of(segment, predicted, self._half_life), Profiles(vectors, ends)
 
 
 def predictions(samples: SampleBatch, predict: Predict, at_once: int = 8192) -> Float32:
@@ -134,6 +152,6 @@ def items_of(segment: Segment) -> npt.NDArray[np.int32]:
     return np.asarray(column, np.int32)
 
 
-def total(item: npt.NDArray[np.integer], values: npt.NDArray[np.floating], count: int = 0) -> Float64:
-    """float64 [items]: the sum of each item's values."""
+def total(item: npt.NDArray[np.integer], values: npt.NDArray[np.floating] | None, count: int = 0) -> Float64:
+    """float64 [items]: the sum of each item's values; without any, how often it is there."""
     return np.bincount(item, values, count).astype(np.float64)

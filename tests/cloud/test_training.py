@@ -1,5 +1,6 @@
 """The cloud model: it learns, it stops, it goes on where it was stopped."""
 
+import dataclasses
 import signal
 import subprocess
 import sys
@@ -11,16 +12,18 @@ import pytest
 import torch
 from safetensors.torch import save as save_file
 
-from cloud import tastes, training
+from cloud import drift, tastes, training
 from cloud.datasets import read
 from cloud.training import predict, train
 from cloud.training_sets import training_set
+from device_runtime.bundle import RoundSettings
 from device_runtime.cli import main
 from device_runtime.errors import InputError, StoreError
 from device_runtime.metrics import auc
 from device_runtime.stream import samples
-from export.checkpoint import HELD_OUT, TASTES, TrainSettings, load
+from export.checkpoint import BEYOND, HELD_OUT, TrainSettings, load
 from export.models import MODELS
+from export.package import Source
 from tests.conftest import write_tastes
 
 SETTINGS = TrainSettings(epochs=4, patience=4, history=8, rate=5e-3, seed=1)
@@ -62,21 +65,30 @@ def test_what_it_was_validated_on_stays_beside_it(dataset, trained, tmp_path, mo
     assert len(some) == 7 and set(some.columns["item"]) <= set(held_out.columns["item"])
 
 
-def test_tastes_stay_beside_it_and_damaged_ones_are_refused(trained, dataset, tmp_path):
+def test_a_bundle_has_the_half_life_that_training_found_unless_it_is_told(trained):
+    found = dataclasses.replace(trained, half_life=64.0)
+    assert Source.of(found, RoundSettings()).settings.half_life == 64
+    assert Source.of(found, RoundSettings(half_life=0.0)).settings.half_life == 0
+
+
+def test_tastes_and_drift_stay_beside_it_and_damaged_ones_are_refused(trained, dataset, tmp_path):
     out = tmp_path / "model"
     found = train(dataset, out, msgspec.structs.replace(SETTINGS, epochs=1))
-    assert (out / TASTES).exists()
+    assert (out / BEYOND).exists()
     assert found.tastes is None or found.tastes.shape == (len(dataset.items), tastes.WIDTH)
-    (out / TASTES).write_bytes(save_file({"taste": torch.ones(len(dataset.items), 2)}))
-    assert load(out).tastes.shape == (len(dataset.items), 2)
-    (out / TASTES).write_bytes(save_file({"taste": torch.ones(3, 2)}))
+    events = dataset.events
+    assert found.half_life == drift.half_life(events.contributor, events.item, events.timestamp, events.label)
+    both = {"taste": torch.ones(len(dataset.items), 2), "half_life": torch.tensor([64.0])}
+    (out / BEYOND).write_bytes(save_file(both))
+    assert load(out).tastes.shape == (len(dataset.items), 2) and load(out).half_life == 64
+    (out / BEYOND).write_bytes(save_file({"taste": torch.ones(3, 2)}))
     with pytest.raises(StoreError, match=r"3 rows for \d+ items; delete it"):
         load(out)
-    (out / TASTES).write_bytes(b"no tensors")
+    (out / BEYOND).write_bytes(b"no tensors")
     with pytest.raises(StoreError, match="damaged"):
         load(out)
-    (out / TASTES).unlink()
-    assert load(out).tastes is None
+    (out / BEYOND).unlink()
+    assert load(out).tastes is None and load(out).half_life == 0
 
 
 def test_the_same_seed_gives_the_same_model(dataset, trained, tmp_path):

@@ -51,7 +51,7 @@ def ask(pool, near="profiles", taste=0, limit=100, exclude=0, predict=half, **se
     given = RoundSettings(
         **{"core": 50, "neighbours": 600, "near_shrinkage": settings.get("shrinkage", 10.0)} | settings
     )
-    known = Knowledge(predict, predict.__name__, PERSON)
+    known = Knowledge(predict, predict.__name__, PERSON, given.half_life or 0.0)
     return pooled(pool, NEAR[near](pool, known), query, exclude, given, known.whole)
 
 
@@ -114,6 +114,20 @@ def test_what_a_contributor_erased_does_not_count_and_nothing_is_predicted_again
     after, _ = pooled(made, NEAR[near](made, known), query, 0, settings, known.whole)
     assert after.columns["item"].tolist() == [2] and offsets(after.labels)[0] == pytest.approx(1.5, abs=STEP)
     assert asked == [3]
+
+
+@pytest.mark.parametrize("near", NEAR)
+def test_what_was_said_long_ago_counts_less(tmp_path, near):
+    made = Pool(tmp_path, SCHEMA, WIDTH)
+    items, people, tastes = np.full(8, 2), np.arange(1, 9), np.zeros(8, int)
+    fill(made, items, np.ones(8), people, tastes)
+    fill(made, items, np.zeros(8), people + 8, tastes, time=20 * 86_400)
+    fill(made, np.array([3]), np.array([1]), np.array([30]), [0], time=20 * 86_400)
+    assert abs(offsets(ask(made, near)[0].labels)[0]) <= STEP, "as many liked it as did not"
+    found, _ = ask(made, near, half_life=5.0, shrinkage=1.0, near_shrinkage=1e9)
+    # eight likes count a sixteenth each, half a like together: a residual of (0.5 - 8) / 2 over (8.5 + 1) / 4
+    assert offsets(found.labels)[0] == pytest.approx(-7.5 / 2 / (9.5 / 4), abs=2 * STEP)
+    assert ask(made, near, half_life=5.0, exclude=30)[0].columns["item"].tolist() == [2], "nothing is left of item 3"
 
 
 def test_an_empty_pool_and_a_lonely_asker_get_nothing(tmp_path):

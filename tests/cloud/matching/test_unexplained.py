@@ -14,6 +14,7 @@ from device_runtime.samples import Feature, SampleBatch, Schema
 
 SCHEMA = Schema((Feature("item", "id", "item"),))
 WIDTH, PERSON, ITEMS = 4, 2, 9
+DAY = 86_400
 
 
 class Model:
@@ -36,14 +37,14 @@ def pool(tmp_path, rng):
     return made
 
 
-def append(pool, rng, count):
+def append(pool, rng, count, start=0):
     batch = SampleBatch(
         SCHEMA,
         {"item": rng.integers(1, ITEMS + 1, count).astype(np.int32)},
         rng.integers(0, 2, count).astype(np.float32),
     )
     vectors = rng.normal(size=(count, WIDTH)).astype(np.float32)
-    pool.append(batch, np.arange(count), rng.integers(1, 9, count).astype(np.uint64), vectors)
+    pool.append(batch, start + np.arange(count), rng.integers(1, 9, count).astype(np.uint64), vectors)
 
 
 def seen(known, pool):
@@ -77,6 +78,25 @@ def test_sums_are_of_residuals_and_variances(pool):
     assert found.met[3] == len(rows)
     assert found.sums[3] == pytest.approx((label - p)[rows].sum(), abs=1e-4)
     assert found.mass[3] == pytest.approx((p * (1 - p))[rows].sum(), abs=1e-4)
+
+
+def test_samples_fade_as_of_the_newest_of_all_segments(pool, rng):
+    append(pool, rng, 50, start=5 * DAY)
+    known = Knowledge(Model(), "a", PERSON, half_life=2.0)
+    whole, segments = known.whole(pool.segments), pool.segments
+    item, label, time = (
+        np.concatenate([np.asarray(column) for column in columns])
+        for columns in zip(
+            *((s.samples.columns["item"], s.samples.labels, s.timestamps) for s in segments), strict=True
+        )
+    )
+    weight = 0.5 ** ((time.max() - time) / (2 * DAY))
+    assert whole.newest == time.max() and weight.min() < 0.2
+    p = item / 10
+    for found, values in ((whole.met, 1 + 0 * p), (whole.sums, label - p), (whole.mass, p * (1 - p))):
+        np.testing.assert_allclose(found, np.bincount(item, weight * values), rtol=1e-5, atol=1e-4)
+    rows = np.arange(0, 300, 7)
+    np.testing.assert_allclose(whole.parts[0].weights(rows, whole.newest), weight[rows])
 
 
 def test_another_model_has_predictions_of_its_own_and_only_the_newest_stay(pool):

@@ -65,8 +65,9 @@ public final class RoundSettings {
         judge = fields.flag("judge", true);
         tolerance = fields.number("tolerance", 2);
         learnHeldOut = fields.flag("learn_held_out", true);
-        for (String ofServer : new String[] {"answer_bytes", "neighbours", "core", "shrinkage", "near_shrinkage"}) {
-            fields.has(ofServer);
+        String[] ofServer = {"answer_bytes", "neighbours", "core", "shrinkage", "near_shrinkage", "half_life"};
+        for (String name : ofServer) {
+            fields.has(name);
         }
         fields.nothingElse();
     }
