@@ -7,7 +7,7 @@ FOLDER/newest.safetensors   weights, optimizer, random state and, as metadata, w
 FOLDER/best.safetensors     the weights of the best epoch
 FOLDER/state.json           what is known of the epochs that are done
 FOLDER/held-out.frame       samples that it was validated on
-FOLDER/tastes.safetensors   what `cloud.tastes` and `cloud.drift` have learned beyond the best weights
+FOLDER/tastes.safetensors   what `cloud.tastes`, `drift` and `shrinkage` have learned beyond the best weights
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 from torch.func import functional_call
 
-from cloud import drift, tastes
+from cloud import drift, shrinkage, tastes
 from cloud.datasets import Dataset, StreamedDataset
 from cloud.distributed import ALONE, Team
 from cloud.training_sets import TrainingSet, some_events, training_set
@@ -117,17 +117,18 @@ def train(
     if not team.leads:
         return Trained(model.eval(), run.state)
     if not (out / BEYOND).exists():
-        _save_beyond(out, dataset)
+        _save_beyond(out, dataset, parts.held_out)
     return load(out)
 
 
-def _save_beyond(out: Path, dataset: Dataset | StreamedDataset) -> None:
+def _save_beyond(out: Path, dataset: Dataset | StreamedDataset, held_out: SampleBatch) -> None:
     best = load(out).model
     events = some_events(dataset, TASTED) if isinstance(dataset, StreamedDataset) else dataset.events
     logits = predict(best, samples(events, best.schema))
     found = tastes.learn(events.contributor, events.item, events.label, logits, len(dataset.items))
     days = drift.half_life(events.contributor, events.item, events.timestamp, events.label)
-    held = {"half_life": torch.tensor([days], dtype=torch.float64)}
+    count = shrinkage.shrinkage(np.asarray(held_out.columns["item"]), held_out.labels, predict(best, held_out))
+    held = {name: torch.tensor([n], dtype=torch.float64) for name, n in (("half_life", days), ("shrinkage", count))}
     if found is not None:
         held["taste"] = torch.from_numpy(found)
     write_atomically(out / BEYOND, save_safetensors(held))

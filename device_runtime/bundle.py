@@ -123,8 +123,8 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     they weigh 1 each; after it weights fall as exp(-sharpness * lack of similarity), as do those of a directory's parts
     for a local sample, and the odds of a sample within its part. shrinkage, near_shrinkage: samples
     as predicted, at even odds, that an item's offset over the pool is shrunk by, and that over neighbours. half_life:
-    days after which a sample of the pool counts half in an item's offset, 0 for never; a bundle has what training found
-    (`cloud/drift.py`) unless a number is given.
+    days after which a sample of the pool counts half in an item's offset, 0 for never. A bundle has what training found
+    of shrinkage and half-life (`cloud/shrinkage.py`, `cloud/drift.py`) unless numbers are given.
     tastes: pooled candidates are also moved by what the user's own labels say of them (docs/adr/0010).
 
     classifier_epochs, classifier_rate: of the filter's training; 0 epochs leave the classifier out. classifier_label:
@@ -155,7 +155,7 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     neighbours: int = 4096
     core: int = 500
     sharpness: float = 12.0
-    shrinkage: float = 10.0
+    shrinkage: Annotated[float, msgspec.Meta(ge=0)] | None = None
     near_shrinkage: float = 30.0
     half_life: Annotated[float, msgspec.Meta(ge=0)] | None = None
     tastes: bool = True

@@ -29,7 +29,7 @@ HELD_OUT_SAMPLES = 10_000
 """At most: drawn by the seed where there are more."""
 BEYOND = "tastes.safetensors"
 """What is learned beside the model. `taste` float32 [items, width] (`cloud/tastes.py`), unless devices are better off
-without; `half_life` float64 [1], days (`cloud/drift.py`)."""
+without; `half_life` float64 [1], days (`cloud/drift.py`); `shrinkage` float64 [1], samples (`cloud/shrinkage.py`)."""
 
 
 class TrainSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -92,14 +92,15 @@ class TrainState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 @dataclass
 class Trained:
     """A trained model and what is known of it. held_out: samples that it was validated on, or some of them. tastes:
-    float32 [items, width], see `cloud/tastes.py`; None where there are none. half_life: days, see `cloud/drift.py`; 0
-    where nothing is known to go stale."""
+    float32 [items, width], see `cloud/tastes.py`; None where there are none. half_life, shrinkage: of offsets, in days
+    and samples, see `cloud/drift.py` and `cloud/shrinkage.py`; None where a folder of an older version does not say."""
 
     model: Recommender
     state: TrainState
     held_out: SampleBatch | None = None
     tastes: Float32 | None = None
-    half_life: float = 0.0
+    half_life: float | None = None
+    shrinkage: float | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -125,23 +126,22 @@ def load(folder: Path) -> Trained:
     catalogue = Catalogue(len(state.keys), state.categories, tensors.pop(CATEGORIES))
     model = models.create(state.settings.model, catalogue, state.settings.history)
     model.load_state_dict(tensors)
-    tastes, half_life = _beyond(folder / BEYOND, state)
-    return Trained(model.eval(), state, _held_out(folder / HELD_OUT, model), tastes, half_life)
+    return Trained(model.eval(), state, _held_out(folder / HELD_OUT, model), *_beyond(folder / BEYOND, state))
 
 
-def _beyond(path: Path, state: TrainState) -> tuple[Float32 | None, float]:
-    """(tastes, half-life). Raises: StoreError: damaged. A folder of an older version has none."""
+def _beyond(path: Path, state: TrainState) -> tuple[Float32 | None, float | None, float | None]:
+    """(tastes, half-life, shrinkage). Raises: StoreError: damaged. A folder of an older version has none."""
     if not path.exists():
-        return None, 0.0
+        return None, None, None
     try:
         found = load_safetensors(path.read_bytes())
-        half_life = float(found["half_life"][0]) if "half_life" in found else 0.0
+        half_life, shrinkage = (float(found[name][0]) if name in found else None for name in ("half_life", "shrinkage"))
     except Exception as error:
         raise StoreError(f"{path} is damaged: {error}") from None
     taste = found.get("taste")
     if taste is not None and len(taste) != len(state.keys):
         raise StoreError(f"{path} has {len(taste)} rows for {len(state.keys)} items; delete it and train again")
-    return None if taste is None else np.asarray(taste.numpy(), np.float32), half_life
+    return None if taste is None else np.asarray(taste.numpy(), np.float32), half_life, shrinkage
 
 
 def _held_out(path: Path, model: Recommender) -> SampleBatch | None:

@@ -97,8 +97,9 @@ class Source:
     ) -> Source:
         """What `coda train` made, and what it found where the settings leave that to it."""
         state = trained.state
-        if settings.half_life is None:
-            settings = msgspec.structs.replace(settings, half_life=trained.half_life)
+        found = {"half_life": trained.half_life, "shrinkage": trained.shrinkage}
+        left = {name: value for name, value in found.items() if getattr(settings, name) is None}
+        settings = msgspec.structs.replace(settings, **left)
         return cls(
             state.dataset,
             state.settings.model,

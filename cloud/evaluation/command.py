@@ -98,9 +98,9 @@ class Prepared:
 
     def settings(self, given: RoundSettings) -> RoundSettings:
         """The settings, with what the cloud's training found where they leave that to it."""
-        if given.half_life is not None:
-            return given
-        return msgspec.structs.replace(given, half_life=Cloud.open(self.place).manifest.settings.half_life)
+        found = Cloud.open(self.place).manifest.settings
+        left = {n: getattr(found, n) for n in ("half_life", "shrinkage") if getattr(given, n) is None}
+        return msgspec.structs.replace(given, **left)
 
 
 def _prepared(

@@ -16,6 +16,7 @@ import numpy as np
 from cloud.evaluation import mpda
 from cloud.evaluation.cloud_side import unit_rows
 from cloud.evaluation.device import ANSWERED, Device
+from cloud.shrinkage import MOST
 from device_runtime.bundle import RoundSettings
 from device_runtime.errors import InputError
 from device_runtime.metrics import auc
@@ -171,6 +172,9 @@ METHODS: dict[str, Method] = {
     ),
     "coda-no-drift": Method(
         partial(coda, name="coda-no-drift", half_life=0.0), "CoDA whose pool's samples count alike, however old"
+    ),
+    "coda-fixed-shrinkage": Method(
+        partial(coda, name="coda-fixed-shrinkage", shrinkage=MOST), "CoDA whose offsets are shrunk alike on all data"
     ),
     "coda-no-row-steps": Method(
         partial(coda, name="coda-no-row-steps", **JOINT), "CoDA that passes over local and kept samples at once"

@@ -19,6 +19,7 @@ from cloud.matching.profiles import nearest
 from cloud.matching.store import MatchStore
 from cloud.matching.unexplained import Knowledge, Whole, items_of, total
 from cloud.pool import Pool, Segment, Snapshot
+from cloud.shrinkage import EVEN, MOST
 from device_runtime.bundle import RoundSettings
 from device_runtime.candidates import as_labels
 from device_runtime.errors import InputError
@@ -27,8 +28,6 @@ from device_runtime.wire import MatchQuery, in_steps
 
 NOTHING = 1e-9
 """What is left of an item whose faded samples have been taken away again, at most."""
-EVEN = 0.25
-"""p (1 - p) at even odds: what a sample that shrinks weighs."""
 Together = Callable[[Sequence[Segment]], Whole]
 """`unexplained.Summed`, or what stands in for it."""
 Near = Callable[[Snapshot, Float32, int, RoundSettings], Sequence[tuple[Int64, Float64]]]
@@ -92,7 +91,7 @@ def pooled(
             met -= total(without, counted, count)
             sums -= total(without, counted * one.residuals(gone), count)
             mass -= total(without, counted * one.variances(gone), count)
-    offset = sums / (mass + EVEN * settings.shrinkage)
+    offset = sums / (mass + EVEN * (MOST if settings.shrinkage is None else settings.shrinkage))
     if len(query.centroids) and settings.neighbours and met.any():
         found = near(snapshot, query.centroids[0], exclude, settings)
         parts = [

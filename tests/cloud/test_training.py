@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save as save_file
 
-from cloud import drift, tastes, training
+from cloud import drift, shrinkage, tastes, training
 from cloud.datasets import read
 from cloud.training import predict, train
 from cloud.training_sets import training_set
@@ -65,22 +65,29 @@ def test_what_it_was_validated_on_stays_beside_it(dataset, trained, tmp_path, mo
     assert len(some) == 7 and set(some.columns["item"]) <= set(held_out.columns["item"])
 
 
-def test_a_bundle_has_the_half_life_that_training_found_unless_it_is_told(trained):
-    found = dataclasses.replace(trained, half_life=64.0)
-    assert Source.of(found, RoundSettings()).settings.half_life == 64
-    assert Source.of(found, RoundSettings(half_life=0.0)).settings.half_life == 0
+def test_a_bundle_has_what_training_found_of_the_pool_unless_it_is_told(trained):
+    found = dataclasses.replace(trained, half_life=64.0, shrinkage=3.0)
+    given = Source.of(found, RoundSettings()).settings
+    assert (given.half_life, given.shrinkage) == (64, 3)
+    told = Source.of(found, RoundSettings(half_life=0.0, shrinkage=7.0)).settings
+    assert (told.half_life, told.shrinkage) == (0, 7)
 
 
-def test_tastes_and_drift_stay_beside_it_and_damaged_ones_are_refused(trained, dataset, tmp_path):
+def test_what_is_learned_beside_the_model_stays_beside_it_and_damaged_ones_are_refused(trained, dataset, tmp_path):
     out = tmp_path / "model"
     found = train(dataset, out, msgspec.structs.replace(SETTINGS, epochs=1))
     assert (out / BEYOND).exists()
     assert found.tastes is None or found.tastes.shape == (len(dataset.items), tastes.WIDTH)
     events = dataset.events
     assert found.half_life == drift.half_life(events.contributor, events.item, events.timestamp, events.label)
-    both = {"taste": torch.ones(len(dataset.items), 2), "half_life": torch.tensor([64.0])}
-    (out / BEYOND).write_bytes(save_file(both))
-    assert load(out).tastes.shape == (len(dataset.items), 2) and load(out).half_life == 64
+    held_out = training_set(dataset, found.model.schema, SETTINGS).held_out
+    logits = predict(found.model, held_out)
+    assert found.shrinkage == shrinkage.shrinkage(held_out.columns["item"], held_out.labels, logits)
+    written = {"taste": torch.ones(len(dataset.items), 2)}
+    written |= {"half_life": torch.tensor([64.0]), "shrinkage": torch.tensor([3.0])}
+    (out / BEYOND).write_bytes(save_file(written))
+    again = load(out)
+    assert again.tastes.shape == (len(dataset.items), 2) and (again.half_life, again.shrinkage) == (64, 3)
     (out / BEYOND).write_bytes(save_file({"taste": torch.ones(3, 2)}))
     with pytest.raises(StoreError, match=r"3 rows for \d+ items; delete it"):
         load(out)
@@ -88,7 +95,8 @@ def test_tastes_and_drift_stay_beside_it_and_damaged_ones_are_refused(trained, d
     with pytest.raises(StoreError, match="damaged"):
         load(out)
     (out / BEYOND).unlink()
-    assert load(out).tastes is None and load(out).half_life == 0
+    older = load(out)
+    assert (older.tastes, older.half_life, older.shrinkage) == (None, None, None)
 
 
 def test_the_same_seed_gives_the_same_model(dataset, trained, tmp_path):
