@@ -144,8 +144,10 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     items toward their soft labels, by `table_rate` as a probe (docs/adr/0010). 0: they join the passes. row_share: how
     far, in logits: a part of the way gives most of the gain, and scatters less over users.
     judge: whether held-out samples may refuse the result. tolerance: standard errors by which the held-out loss may be
-    worse without that being taken as evidence of harm, for many samples. learn_held_out: weights that may serve are
-    tuned anew on all local samples, the held-out ones too, which are the newest.
+    worse without that being taken as evidence of harm, for many samples. partial: where there is such evidence, weights
+    at this share of the way from the bundle's to the tuned ones are judged in their place; 0 is all or nothing.
+    learn_held_out: weights that may serve are tuned anew on all local samples, the held-out ones too, which are the
+    newest.
     """
 
     matching: Literal["nearest", "pooled", "directory"] = "pooled"
@@ -179,6 +181,7 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     row_share: float = 0.75
     judge: bool = True
     tolerance: float = 2.0
+    partial: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.5
     learn_held_out: bool = True
 
 

@@ -126,7 +126,8 @@ class PhaseOverhead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """The judge's finding on held-out local samples. loss: mean log loss. auc: None where one class is missing."""
+    """The judge's finding on held-out local samples. loss: mean log loss. auc: None where one class is missing. share:
+    how far, from the bundle's weights to the tuned ones, those lie that it speaks of."""
 
     activate: bool
     reason: str
@@ -135,6 +136,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     loss_after: float
     auc_before: float | None = None
     auc_after: float | None = None
+    share: float = 1.0
 
 
 class RoundReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import msgspec
 import numpy as np
 
 from device_runtime.bundle import RoundSettings
@@ -197,6 +198,42 @@ def _personal(model: Model, trained: dict[str, Array], before: dict[str, Array],
         moved |= (trained[name] != before[name]).reshape(len(table), -1).any(1)
     moved[0] = False
     return Weights(dense, Rows(table.ids[moved], {n: trained[n][moved] for n in sliced}), "")
+
+
+def part_of_the_way(model: Model, weights: Weights, table: LocalTable, share: float) -> Weights:
+    """The average of the bundle's weights and these, `share` of it being these.
+
+    table: base rows of all that the weights have rows of, and maybe others.
+    """
+    if share == 1:
+        return weights
+    dense = {name: _between(model.base.dense[name], tensor, share) for name, tensor in weights.dense.items()}
+    if weights.rows is None:
+        return Weights(dense, None, weights.version)
+    at = table.local(weights.rows.ids)
+    rows = {name: _between(table.tensors[name][at], moved, share) for name, moved in weights.rows.tensors.items()}
+    return Weights(dense, Rows(weights.rows.ids, rows), weights.version)
+
+
+def _between(before: Array, after: Array, share: float) -> Array:
+    start = before.astype(np.float32)
+    return start + np.float32(share) * (after.astype(np.float32) - start)
+
+
+def consider(labels: Float32, before: Float32, after: Callable[[float], Float32], settings: RoundSettings) -> Verdict:
+    """Whether the tuned weights may serve, or those at the share `partial` of the way to them, if the whole way shows
+    evidence of harm.
+
+    after: a share of the way -> logits under those weights, float32 [n]. The others: as for `judge`.
+    """
+    whole = judge(labels, before, after(1.0), settings)
+    if whole.activate or not settings.partial:
+        return whole
+    part = judge(labels, before, after(settings.partial), settings)
+    if not part.activate:
+        return whole
+    reason = f"{settings.partial:.0%} of the way, since of all of it {whole.reason}: {part.reason}"
+    return msgspec.structs.replace(part, reason=reason, share=settings.partial)
 
 
 def judge(labels: Float32, before: Float32, after: Float32, settings: RoundSettings) -> Verdict:

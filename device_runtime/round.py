@@ -323,19 +323,28 @@ class Round:
         settings = model.manifest.settings
         with self.meter.phase("judge"):
             tuned = Weights.from_tensors(self._tensors("tuned"), self.id)
-            table = personal_table(model.table(self._ids(), model.base, self.rows), tuned)
+            base = model.table(self._ids(), model.base, self.rows)
             active = self.home.judged_weights(model)
             before = model.logits(local.held_out, model.table(self._ids(), active, self.rows), active)
-            after = model.logits(local.held_out, table, tuned)
-            self.progress.verdict = personalize.judge(local.held_out.labels, before, after, settings)
-            self.progress.outcome = "activated" if self.progress.verdict.activate else "kept"
-        if self.progress.verdict.activate and settings.learn_held_out:
+
+            def after(share: float) -> Float32:
+                part = personalize.part_of_the_way(model, tuned, base, share)
+                return model.logits(local.held_out, personal_table(base, part), part)
+
+            verdict = personalize.consider(local.held_out.labels, before, after, settings)
+            self.progress.verdict = verdict
+            self.progress.outcome = "activated" if verdict.activate else "kept"
+            if verdict.share < 1:
+                part = personalize.part_of_the_way(model, tuned, base, verdict.share)
+                self._keep("part", save_safetensors(part.tensors()))
+        if verdict.activate and settings.learn_held_out:
             with self.meter.phase("tune"):
-                base, found = model.table(self._ids(), model.base, self.rows), self._augmentation()
+                found = self._augmentation()
                 kept, weights = (found.kept, found.weights) if found else (None, None)
                 learned = personalize.learn_held_out(
                     model, tuned, base, local.everything, kept, weights, settings, self._rng()
                 )
+                learned = personalize.part_of_the_way(model, learned, base, verdict.share)
                 self._keep("learned", save_safetensors(learned.tensors()))
         return "judged"
 
@@ -343,11 +352,11 @@ class Round:
         better = self.progress.verdict is not None and self.progress.verdict.activate
         with self.meter.phase("activate"):
             if better:
-                tuned, learned = self.files.path("tuned"), self.files.path("learned")
+                judged = self.files.path("part" if "part" in self.progress.files else "tuned")
                 if "learned" in self.progress.files:
-                    self.home.place_weights(self.id, learned, judged=tuned)
+                    self.home.place_weights(self.id, self.files.path("learned"), judged=judged)
                 else:
-                    self.home.place_weights(self.id, tuned)
+                    self.home.place_weights(self.id, judged)
         self._note_cost()
         self.home.store.activate_round(self.id, self.progress, self.id if better else "")
         return "activated"

@@ -250,17 +250,26 @@ class Device:
 
         def judge() -> Weights:
             held_out = self.parts.held_out
-            before = self.logits(held_out, self.model.base)
-            verdict = personalize.judge(held_out.labels, before, self.logits(held_out, weights), used)
+            local = self.parts.local
+            table = self.table(local) if kept is None else self.table(local, kept)
+
+            def part(whole: Weights, share: float) -> Weights:
+                return personalize.part_of_the_way(self.model, whole, table, share)
+
+            verdict = personalize.consider(
+                held_out.labels,
+                self.logits(held_out, self.model.base),
+                lambda share: self.logits(held_out, part(weights, share)),
+                used,
+            )
             if not verdict.activate:
                 return self.model.base
             if not used.learn_held_out:
-                return weights
-            local = self.parts.local
-            table = self.table(local) if kept is None else self.table(local, kept)
-            return personalize.learn_held_out(
+                return part(weights, verdict.share)
+            learned = personalize.learn_held_out(
                 self.model, weights, table, local, kept, kept_weights, used, self.rng("learn")
             )
+            return part(learned, verdict.share)
 
         return self.stage(f"judge {name}", judge)
 

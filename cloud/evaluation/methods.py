@@ -109,7 +109,7 @@ def oracle(device: Device) -> Weights:
     return max(offered, key=lambda weights: auc(test.labels, device.logits(test, weights)) or 0.0)
 
 
-AFTER_TUNING = {"judge", "tolerance", "learn_held_out"}
+AFTER_TUNING = {"judge", "tolerance", "partial", "learn_held_out"}
 """Settings that decide what becomes of tuned weights: methods that differ in nothing else share these."""
 PLAIN: dict[str, Any] = {
     "rate": 0.05,
@@ -189,6 +189,9 @@ METHODS: dict[str, Method] = {
     ),
     "coda-no-held-out": Method(
         partial(coda, name="coda-no-held-out", learn_held_out=False), "CoDA that never trains on what its judge saw"
+    ),
+    "coda-all-or-nothing": Method(
+        partial(coda, name="coda-all-or-nothing", partial=0.0), "CoDA whose judge knows no part of the way"
     ),
     "coda-no-judge": Method(partial(coda, name="coda-no-judge", judge=False), "CoDA whose result always serves"),
     "oracle": Method(oracle, "best of cloud, local and CoDA by the test rows: an upper bound", reference=True),

@@ -10,7 +10,7 @@ ITEMS, EACH = 2000, 10
 
 
 def unseen(rng, spread, level=0.0):
-    """(item, label, logit): what is liked is off by a number of the item's, drawn with that variance, and by a level."""
+    """(item, label, logit): labels are off by a number of the item's, drawn with that variance, and by a level."""
     item = np.repeat(np.arange(1, ITEMS + 1), EACH)
     logit = rng.normal(size=len(item)).astype(np.float32)
     off = rng.normal(scale=np.sqrt(spread), size=ITEMS + 1)[item]
@@ -48,5 +48,5 @@ def test_few_samples_are_no_evidence(rng):
 
 
 def test_it_has_a_least_however_wrong_the_model_is(rng):
-    item, label, logit = unseen(rng, 0.0)
+    item, _, logit = unseen(rng, 0.0)
     assert shrinkage(item, (item % 2).astype(np.float32), logit) == LEAST

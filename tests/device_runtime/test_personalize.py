@@ -12,7 +12,17 @@ from device_runtime.engines import open_engine
 from device_runtime.local import personal_table
 from device_runtime.metrics import log_loss
 from device_runtime.model import TASTE, VOCABULARY, Model, Weights
-from device_runtime.personalize import corrected, enough, judge, learn_held_out, split, students, tune
+from device_runtime.personalize import (
+    consider,
+    corrected,
+    enough,
+    judge,
+    learn_held_out,
+    part_of_the_way,
+    split,
+    students,
+    tune,
+)
 from device_runtime.reach import reach
 from device_runtime.samples import Ragged, SampleBatch
 from device_runtime.tables import LocalTable
@@ -122,6 +132,53 @@ def test_the_judge_copes_with_one_class_and_one_sample():
     for few in (1, 2):
         alone = judge(ones[:few], ones[:few], -9 * ones[:few], RoundSettings())
         assert alone.activate and "too few held-out samples" in alone.reason, "they show nothing of their own spread"
+
+
+HARM, HALF, LABELS = [-6, 6, -6, 6], [0.2, -0.2, 0.2, -0.2], np.array([1, 0, 1, 0], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("whole", "half", "partial", "share", "activate"),
+    [
+        (HALF, HARM, 0.5, 1.0, True),  # nobody asks for a part of what may serve
+        (HARM, HALF, 0.5, 0.5, True),
+        (HARM, HARM, 0.5, 1.0, False),
+        (HARM, HALF, 0.0, 1.0, False),
+        ([np.nan] * 4, [np.nan] * 4, 0.5, 1.0, False),
+    ],
+)
+def test_where_the_whole_way_harms_a_part_of_it_may_serve(whole, half, partial, share, activate):
+    asked = []
+
+    def after(part):
+        asked.append(part)
+        return np.array(whole if part == 1 else half, np.float32)
+
+    before = np.array([0.1, -0.1, 0.1, -0.1], np.float32)
+    verdict = consider(LABELS, before, after, RoundSettings(partial=partial))
+    assert (verdict.activate, verdict.share) == (activate, share)
+    assert asked == [1.0, 0.5][: 1 + (whole is not HALF and partial > 0)]
+    served = judge(LABELS, before, np.array(half if share < 1 else whole, np.float32), RoundSettings())
+    assert verdict.loss_after == pytest.approx(served.loss_after, nan_ok=True)
+    assert ("50% of the way, since of all of it held-out log loss rose" in verdict.reason) == (share < 1)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
+def test_a_part_of_the_way_is_an_average_of_weights(model, rng, share):
+    local = samples(model, rng, 30)
+    table = base_table(model, local)
+    settings = RoundSettings(rate=0.3, table_rate=3.0, freeze_histories=False)
+    tuned = tune(model, model.base, table, local, None, None, settings, np.random.default_rng(0))
+    part = part_of_the_way(model, tuned, table, share)
+    assert part.rows.ids.tolist() == tuned.rows.ids.tolist() and len(part.rows.ids)
+    for name, tensor in tuned.dense.items():
+        base = model.base.dense[name]
+        np.testing.assert_allclose(part.dense[name], (1 - share) * base + share * tensor, atol=1e-6)
+    at = table.local(tuned.rows.ids)
+    for name, moved in tuned.rows.tensors.items():
+        np.testing.assert_allclose(
+            part.rows.tensors[name], (1 - share) * table.tensors[name][at] + share * moved, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize(("freedom", "exact"), [(2, 4.527), (3, 3.307), (4, 2.869), (9, 2.320), (30, 2.087)])

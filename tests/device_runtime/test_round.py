@@ -132,6 +132,40 @@ def test_weights_that_serve_have_learned_from_what_the_judge_saw(phone, monkeypa
     assert phone.round().report.outcome == "kept", "those that serve are the yardstick then"
 
 
+@pytest.mark.parametrize("learn", [True, False])
+def test_where_all_of_the_way_harms_half_of_it_serves(phone, monkeypatch, learn):
+    personalize, seen = round_module.personalize, {}
+    real_tune, real_learn, real_judge = personalize.tune, personalize.learn_held_out, personalize.judge
+
+    def tuned(*given):
+        return seen.setdefault("tuned", real_tune(*given))
+
+    def learned(*given):
+        return seen.setdefault("learned", real_learn(*given))
+
+    def half_alone(*given):
+        seen["asked"] = seen.get("asked", 0) + 1
+        return msgspec.structs.replace(real_judge(*given), activate=seen["asked"] == 2)
+
+    for name, one in (("tune", tuned), ("learn_held_out", learned), ("judge", half_alone)):
+        monkeypatch.setattr(personalize, name, one)
+    model = phone.home.model
+    monkeypatch.setattr(type(phone.home), "model", lambda self, engine: with_settings(model(engine), learn))
+    report = phone.round().report
+    assert report.outcome == "activated" and report.verdict.share == 0.5 and "50% of the way" in report.verdict.reason
+    opened = phone.home.model(phone.engine)
+    serving, judged = phone.home.active_weights(opened), phone.home.judged_weights(opened)
+    for whole, half in ((seen["learned" if learn else "tuned"], serving), (seen["tuned"], judged)):
+        for name, tensor in whole.dense.items():
+            np.testing.assert_allclose(half.dense[name], (opened.base.dense[name] + tensor) / 2, atol=1e-6)
+
+
+def with_settings(model, learn):
+    settings = msgspec.structs.replace(model.manifest.settings, learn_held_out=learn)
+    model.manifest = msgspec.structs.replace(model.manifest, settings=settings)
+    return model
+
+
 def test_the_server_learns_counts_and_costs_only(phone):
     result = phone.round()
     [(device, report)] = phone.services.catalog.reports()

@@ -73,7 +73,7 @@ final class Personalize {
                     table.local(Ints.join(local.ids(Model.VOCABULARY), past(kept))), random);
         }
         if (settings.interpolation < 1) {
-            interpolate(model.spec("step"), trained, values, (float) settings.interpolation);
+            interpolate(model.spec("step"), trained, values, settings.interpolation);
         }
         return personal(model, trained, values, table);
     }
@@ -150,15 +150,10 @@ final class Personalize {
     }
 
     private static void interpolate(GraphSpec spec, Map<String, Tensor> trained, Map<String, Tensor> values,
-            float share) {
+            double share) {
         for (String name : spec.carry.values()) {
             if (values.containsKey(name)) {
-                Tensor before = values.get(name);
-                Tensor after = trained.get(name).copy();
-                for (int i = 0; i < after.size(); i++) {
-                    after.floats[i] = before.floats[i] + share * (after.floats[i] - before.floats[i]);
-                }
-                trained.put(name, after);
+                trained.put(name, between(values.get(name), trained.get(name), share));
             }
         }
     }
@@ -220,6 +215,54 @@ final class Personalize {
         return new Weights(dense, new Rows(ids, tensors));
     }
 
+    /** The logits of held-out samples under the weights at a share of the way from the bundle's to the tuned ones. */
+    interface Logits {
+        float[] at(double share);
+    }
+
+    /**
+     * The average of the bundle's weights and these, {@code share} of it being these.
+     *
+     * @param table base rows of all that the weights have rows of, and maybe others.
+     */
+    static Weights partOfTheWay(Model model, Weights weights, LocalTable table, double share) {
+        if (share == 1) {
+            return weights;
+        }
+        Map<String, Tensor> dense = new LinkedHashMap<>();
+        for (Map.Entry<String, Tensor> each : weights.dense.entrySet()) {
+            dense.put(each.getKey(), between(model.base.dense.get(each.getKey()), each.getValue(), share));
+        }
+        if (weights.rows == null) {
+            return new Weights(dense, null);
+        }
+        int[] at = Ints.of(table.local(weights.rows.ids));
+        Map<String, Tensor> rows = new LinkedHashMap<>();
+        for (Map.Entry<String, Tensor> each : weights.rows.tensors.entrySet()) {
+            rows.put(each.getKey(), between(table.tensors.get(each.getKey()).take(at), each.getValue(), share));
+        }
+        return new Weights(dense, new Rows(weights.rows.ids, rows));
+    }
+
+    private static Tensor between(Tensor before, Tensor after, double share) {
+        Tensor found = after.copy();
+        for (int i = 0; i < found.size(); i++) {
+            found.floats[i] = before.floats[i] + (float) share * (after.floats[i] - before.floats[i]);
+        }
+        return found;
+    }
+
+    /** Whether tuned weights may serve, or those at a part of the way to them, if the whole shows evidence of harm. */
+    static Verdict consider(float[] labels, float[] before, Logits after, RoundSettings settings) {
+        Verdict whole = judge(labels, before, after.at(1), settings);
+        if (whole.activate || settings.partial == 0) {
+            return whole;
+        }
+        Verdict part = judge(labels, before, after.at(settings.partial), settings);
+        return !part.activate ? whole : part.of(settings.partial, String.format(Locale.ROOT,
+                "%.0f%% of the way, since of all of it %s: %s", 100 * settings.partial, whole.reason, part.reason));
+    }
+
     /** Whether new weights may serve, on held-out local samples; {@code personalize.judge} says by which rule. */
     static Verdict judge(float[] labels, float[] before, float[] after, RoundSettings settings) {
         boolean finite = Floats.areFinite(after);
@@ -262,7 +305,7 @@ final class Personalize {
                     "held-out log loss changed by %+.4f, no evidence of harm (standard error %.4f)", mean, error);
         }
         return new Verdict(activate, reason, labels.length, Metrics.logLoss(labels, before),
-                Metrics.logLoss(labels, after), Metrics.auc(labels, before), Metrics.auc(labels, after));
+                Metrics.logLoss(labels, after), Metrics.auc(labels, before), Metrics.auc(labels, after), 1);
     }
 
     /** The quantile of Student's t that is as rare as this one of the normal distribution: Wallace (1959). */

@@ -205,9 +205,11 @@ public final class Report {
         public final double lossAfter;
         public final Double aucBefore;
         public final Double aucAfter;
+        /** How far, from the bundle's weights to the tuned ones, those lie that it speaks of. */
+        public final double share;
 
         Verdict(boolean activate, String reason, int samples, double lossBefore, double lossAfter, Double aucBefore,
-                Double aucAfter) {
+                Double aucAfter, double share) {
             this.activate = activate;
             this.reason = reason;
             this.samples = samples;
@@ -215,6 +217,7 @@ public final class Report {
             this.lossAfter = lossAfter;
             this.aucBefore = aucBefore;
             this.aucAfter = aucAfter;
+            this.share = share;
         }
 
         Verdict(Fields fields) {
@@ -222,7 +225,12 @@ public final class Report {
                     fields.has("loss_before") ? fields.number("loss_before") : Double.NaN,
                     fields.has("loss_after") ? fields.number("loss_after") : Double.NaN,
                     fields.has("auc_before") ? fields.number("auc_before") : null,
-                    fields.has("auc_after") ? fields.number("auc_after") : null);
+                    fields.has("auc_after") ? fields.number("auc_after") : null, fields.number("share", 1));
+        }
+
+        /** The same of weights at a share of the way. */
+        Verdict of(double share, String why) {
+            return new Verdict(activate, why, samples, lossBefore, lossAfter, aucBefore, aucAfter, share);
         }
 
         Map<String, Object> fields() {
@@ -234,6 +242,7 @@ public final class Report {
             found.put("loss_after", lossAfter);
             found.put("auc_before", aucBefore);
             found.put("auc_after", aucAfter);
+            found.put("share", share);
             return found;
         }
     }

@@ -437,23 +437,33 @@ public final class Round {
     private String judge() {
         local();
         final Weights tuned = Weights.of(tensors("tuned"));
-        final LocalTable table = Model.personal(model.table(ids(), model.base, rows()), tuned);
+        final LocalTable base = model.table(ids(), model.base, rows());
         phase("judge", new Runnable() {
             @Override
             public void run() {
                 Weights active = home.judgedWeights(model);
                 float[] was = model.logits(local.heldOut, model.table(ids(), active, rows()), active);
-                float[] is = model.logits(local.heldOut, table, tuned);
-                progress.verdict = Personalize.judge(local.heldOut.labels, was, is, model.manifest.settings);
+                progress.verdict = Personalize.consider(local.heldOut.labels, was, new Personalize.Logits() {
+                    @Override
+                    public float[] at(double share) {
+                        Weights part = Personalize.partOfTheWay(model, tuned, base, share);
+                        return model.logits(local.heldOut, Model.personal(base, part), part);
+                    }
+                }, model.manifest.settings);
                 progress.outcome = progress.verdict.activate ? "activated" : "kept";
+                if (progress.verdict.share < 1) {
+                    keep("part", Safetensors.write(
+                            Personalize.partOfTheWay(model, tuned, base, progress.verdict.share).tensors()));
+                }
             }
         });
         if (progress.verdict.activate && model.manifest.settings.learnHeldOut) {
             phase("tune", new Runnable() {
                 @Override
                 public void run() {
-                    Weights learned = Personalize.learnHeldOut(model, tuned, model.table(ids(), model.base, rows()),
-                            local.everything, augmentation(), random());
+                    Weights learned = Personalize.learnHeldOut(model, tuned, base, local.everything, augmentation(),
+                            random());
+                    learned = Personalize.partOfTheWay(model, learned, base, progress.verdict.share);
                     keep("learned", Safetensors.write(learned.tensors()));
                 }
             });
@@ -467,9 +477,9 @@ public final class Round {
             @Override
             public void run() {
                 if (better) {
-                    File tuned = new File(files, "tuned");
+                    File judged = new File(files, progress.files.containsKey("part") ? "part" : "tuned");
                     boolean learned = progress.files.containsKey("learned");
-                    home.placeWeights(id, learned ? new File(files, "learned") : tuned, learned ? tuned : null);
+                    home.placeWeights(id, learned ? new File(files, "learned") : judged, learned ? judged : null);
                 }
             }
         });

@@ -31,6 +31,7 @@ public final class RoundSettings {
     public final double rowShare;
     public final boolean judge;
     public final double tolerance;
+    public final double partial;
     public final boolean learnHeldOut;
 
     /** As in the manifest. */
@@ -64,6 +65,7 @@ public final class RoundSettings {
         rowShare = fields.number("row_share", 0.75);
         judge = fields.flag("judge", true);
         tolerance = fields.number("tolerance", 2);
+        partial = fields.number("partial", 0.5);
         learnHeldOut = fields.flag("learn_held_out", true);
         String[] ofServer = {"answer_bytes", "neighbours", "core", "shrinkage", "near_shrinkage", "half_life"};
         for (String name : ofServer) {
