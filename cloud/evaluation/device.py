@@ -85,6 +85,7 @@ class Device:
         self._meter = Meter(scratch, None)
         self._done: dict[str, tuple[object, Spent]] = {}
         self._used: set[str] = set()
+        self._weighed: list[tuple[Weights, float]] = []
 
     # -- stages -------------------------------------------------------------------------------------------------
 
@@ -242,7 +243,8 @@ class Device:
         kept: SampleBatch | None = None,
         kept_weights: Float32 | None = None,
     ) -> Weights:
-        """The weights if the judge lets them serve, with what they learn of held-out samples then; else the bundle's.
+        """The weights, or those at a part of the way to them, as the judge lets them serve, with what they learn of
+        held-out samples then; else the bundle's.
 
         settings: if not the round's. kept, kept_weights: what they were tuned on beside local samples.
         """
@@ -264,14 +266,23 @@ class Device:
             )
             if not verdict.activate:
                 return self.model.base
-            if not used.learn_held_out:
-                return part(weights, verdict.share)
-            learned = personalize.learn_held_out(
-                self.model, weights, table, local, kept, kept_weights, used, self.rng("learn")
-            )
-            return part(learned, verdict.share)
+            served = weights
+            if used.learn_held_out:
+                served = personalize.learn_held_out(
+                    self.model, weights, table, local, kept, kept_weights, used, self.rng("learn")
+                )
+            served = part(served, verdict.share)
+            self._weighed.append((served, verdict.share))
+            return served
 
         return self.stage(f"judge {name}", judge)
+
+    def share_of(self, weights: Weights) -> float:
+        """How much of the way from the cloud's weights to tuned ones these have gone: 0 of the cloud's own, 1 of those
+        that no judge has cut short."""
+        if weights is self.model.base:
+            return 0.0
+        return next((share for part, share in self._weighed if part is weights), 1.0)
 
     def logits(self, batch: SampleBatch, weights: Weights) -> Float32:
         table = self.table_for(weights, batch)

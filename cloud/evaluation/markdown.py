@@ -37,7 +37,8 @@ def table(result: Result) -> str:
     lines += ["| " + " | ".join(_HEAD) + " |", "|" + "---|" * len(_HEAD)]
     lines += ["| " + " | ".join(_cells(m)) + " |" for m in result.methods]
     if (judge := result.judge) is not None:
-        lines += ["", f"The judge let {words.percent(judge.kept)} of {judge.updates} updates serve."]
+        lines += ["", f"The judge let {words.percent(judge.kept)} of {judge.updates} updates serve, "]
+        lines[-1] += f"{words.percent(judge.partly)} in part."
         if judge.harmful_kept is not None and judge.helpful_refused is not None:
             lines[-1] += (
                 f" By the test rows, {words.percent(judge.harmful)} of all harm and "

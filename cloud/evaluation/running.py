@@ -38,15 +38,15 @@ _WAVE = 4
 class Score(msgspec.Struct, frozen=True):
     """One method on one user's test rows. bins: of predicted probability -> (rows, sum of predictions, sum of labels).
     variance: of its AUC minus the cloud's, over other test rows of this user; null where rows are too few to say.
-    own: whether other weights than the cloud's serve. failed: why the device kept those although the method did not say
-    so; "" where nothing failed."""
+    share: how much of the way from the cloud's weights to tuned ones serves; 0 for the cloud's own. failed: why the
+    device kept those although the method did not say so; "" where nothing failed."""
 
     auc: float
     log_loss: float
     bins: list[tuple[int, float, float]]
     spent: Spent
     variance: float | None = None
-    own: bool = True
+    share: float = 1.0
     failed: str = ""
 
 
@@ -149,7 +149,7 @@ def _examined(device: Device, methods: Sequence[str]) -> UserResult:
         scores[name] = msgspec.structs.replace(
             found,
             variance=variance if math.isfinite(variance) else None,
-            own=weights is not device.model.base,
+            share=device.share_of(weights),
             failed=failed,
         )
     return UserResult(

@@ -89,10 +89,11 @@ class MethodResult(msgspec.Struct, frozen=True):
 
 class JudgeErrors(msgspec.Struct, frozen=True):
     """The judge of CoDA against the test rows. updates: rounds, users times seeds, that had one to judge. kept: share
-    of them that was let serve. harmful, helpful: share of updates with a user AUC more than 0.01 below or above the
-    cloud's. harmful_kept: share of the harmful ones that was let serve; helpful_refused: of the helpful ones, refused;
-    None where there were none. Test rows are few, so both hold their noise: a judge that knew the truth would not reach
-    zero."""
+    of them that was let serve, in whole or in part; partly: in part. harmful, helpful: share of updates that, in whole,
+    have a user AUC more than 0.01 below or above the cloud's. harmful_kept: share of the harmful ones that was let
+    serve, in whole or in part; helpful_refused: of the helpful ones, refused; harmful_partly, helpful_partly: let serve
+    in part; None where there were none. Test rows are few, so all hold their noise: a judge that knew the truth would
+    not reach zero."""
 
     updates: int
     kept: float
@@ -100,24 +101,35 @@ class JudgeErrors(msgspec.Struct, frozen=True):
     helpful: float
     harmful_kept: float | None
     helpful_refused: float | None
+    partly: float = 0.0
+    harmful_partly: float | None = None
+    helpful_partly: float | None = None
 
 
 def judge_errors(results: Mapping[int, Sequence[UserResult]]) -> JudgeErrors | None:
     """None unless CoDA was played with the judge and without."""
     users = [user.scores for seed in results.values() for user in seed]
-    known = [s for s in users if "coda" in s and "coda-no-judge" in s and s["coda-no-judge"].own]
+    known = [s for s in users if "coda" in s and "coda-no-judge" in s and s["coda-no-judge"].share > 0]
     if not known:
         return None
     gain = np.array([s["coda-no-judge"].auc - s["cloud"].auc for s in known])
-    kept = np.array([s["coda"].own for s in known])
+    share = np.array([s["coda"].share for s in known])
+    kept, partly = share > 0, (share > 0) & (share < 1)
     harmful, helpful = gain < -BEYOND, gain > BEYOND
+
+    def within(group: npt.NDArray[np.bool_], found: npt.NDArray[np.bool_]) -> float | None:
+        return float(found[group].mean()) if group.any() else None
+
     return JudgeErrors(
-        len(known),
-        float(kept.mean()),
-        float(harmful.mean()),
-        float(helpful.mean()),
-        float(kept[harmful].mean()) if harmful.any() else None,
-        float((~kept[helpful]).mean()) if helpful.any() else None,
+        updates=len(known),
+        kept=float(kept.mean()),
+        harmful=float(harmful.mean()),
+        helpful=float(helpful.mean()),
+        harmful_kept=within(harmful, kept),
+        helpful_refused=within(helpful, ~kept),
+        partly=float(partly.mean()),
+        harmful_partly=within(harmful, partly),
+        helpful_partly=within(helpful, partly),
     )
 
 

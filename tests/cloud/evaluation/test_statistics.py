@@ -119,22 +119,23 @@ def test_seeds_with_other_users_are_refused() -> None:
 
 
 def test_the_judge_is_measured_by_the_test_rows() -> None:
-    def judged(number: int, after: float, *, kept: bool) -> UserResult:
-        found = user(number, **{"cloud": 0.6, "coda": after if kept else 0.6, "coda-no-judge": after})
+    def judged(number: int, after: float, *, share: float) -> UserResult:
+        found = user(number, **{"cloud": 0.6, "coda": after if share else 0.6, "coda-no-judge": after})
         scores = dict(found.scores)
-        scores["coda"] = msgspec.structs.replace(scores["coda"], own=kept)
+        scores["coda"] = msgspec.structs.replace(scores["coda"], share=share)
         return msgspec.structs.replace(found, scores=scores)
 
     users = [
-        judged(1, 0.7, kept=True),
-        judged(2, 0.7, kept=False),
-        judged(3, 0.5, kept=True),
-        judged(4, 0.6, kept=True),
+        judged(1, 0.7, share=1.0),
+        judged(2, 0.7, share=0.0),
+        judged(3, 0.5, share=0.5),
+        judged(4, 0.6, share=1.0),
     ]
     found = judge_errors({0: users, 1: users})
     assert found is not None
     assert (found.updates, found.kept, found.harmful, found.helpful) == (8, 0.75, 0.25, 0.5)
     assert (found.harmful_kept, found.helpful_refused) == (1.0, 0.5)
+    assert (found.partly, found.harmful_partly, found.helpful_partly) == (0.25, 1.0, 0.0)
     mild = judge_errors({0: users[3:]})
     assert mild is not None and mild.harmful_kept is None and mild.helpful_refused is None
     assert judge_errors({0: [user(1, cloud=0.5, coda=0.6)]}) is None

@@ -217,6 +217,7 @@ public final class Conformance {
         found.put("row_share", given.rowShare);
         found.put("judge", given.judge);
         found.put("tolerance", given.tolerance);
+        found.put("partial", given.partial);
         found.put("learn_held_out", given.learnHeldOut);
         return Json.bytes(found);
     }
