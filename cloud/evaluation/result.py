@@ -223,7 +223,8 @@ def _caption(result: Result) -> str:
         shares = [words.percent(x) if x is not None else "none" for x in (judge.harmful_kept, judge.helpful_refused)]
         lines.append(
             f"the judge let {words.percent(judge.kept)} of {judge.updates} updates serve, "
-            f"{words.percent(judge.partly)} in part: {shares[0]} of those that harm by the test rows; it refused {shares[1]} of those that help"
+            f"{words.percent(judge.partly)} in part: {shares[0]} of those that harm by the test rows; "
+            f"it refused {shares[1]} of those that help"
         )
     lines += [f"{m.name}: training failed in {m.failed} rounds" for m in result.methods if m.failed]
     return "\n".join(lines)
