@@ -128,10 +128,11 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tastes: pooled candidates are also moved by what the user's own labels say of them (docs/adr/0010).
 
     classifier_epochs, classifier_rate: of the filter's training; 0 epochs leave the classifier out. classifier_label:
-    it sees labels, so that its boundary is one of what the user meets and likes, not only meets. threshold: candidates
-    below this probability of being the user's own are dropped. keep: candidates kept, at most: those that are worth
-    most (`filtering`). ratio_bound: how many times as likely, or as unlikely, the classifier may call a candidate.
-    density_weights: kept samples weigh by their probability of being the user's own, instead of 1 each.
+    it sees labels, so that its boundary is one of what the user meets and likes, not only meets. calibration: its
+    scores are calibrated on local samples that it has not seen. threshold: candidates below this probability of being
+    the user's own are dropped. keep: candidates kept, at most: those that are worth most (`filtering`). ratio_bound:
+    how many times as likely, or as unlikely, the classifier may call a candidate. density_weights: kept samples weigh
+    by their probability of being the user's own, instead of 1 each.
 
     outside_weight: of a kept sample, before its density weight, a local one being 1. label_correction: before tuning,
     the mean of the labels is moved to that of the model's own predictions, for local and kept samples apart, so that
@@ -166,6 +167,7 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     classifier_epochs: int = 5
     classifier_rate: float = 0.01
     classifier_label: bool = True
+    calibration: bool = False
     threshold: float = 0.0
     keep: int = 1500
     ratio_bound: float = 20.0

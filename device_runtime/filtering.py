@@ -9,6 +9,11 @@ likely this user is to meet a sample. Single samples are preferred by that ratio
 as much as their labels differ from its predictions, so what such a candidate is worth is the ratio times the square of
 that change: the squared error, in logits, that it takes from what the user will meet.
 
+That logit is overconfident where local samples are few: the classifier knows them by heart. So it may be calibrated
+(`RoundSettings.calibration`): local samples are cross-fitted too, and of scores that were given to samples not seen, on
+either side, a line is drawn through the odds (Platt, 1999). Its slope has a prior around 0, so that a classifier that
+shows nothing on what it has not seen is not believed.
+
 A candidate with a soft label m stands for two: one liked, of mass m, and one not, of mass 1 - m. The classifier judges
 both, and the candidate's ratio is their mean. Soft labels themselves are never shown to it: local labels are hard, so
 it could tell the sides apart at a glance.
@@ -28,6 +33,11 @@ from device_runtime.samples import Float32, Float64, Int64
 from device_runtime.trainer import initial_state, scores, train
 
 _FOLDS = 2
+_LEAST = 8
+"""Local samples that are cross-fitted, at least: of fewer, a half is too few to train on."""
+_NEWTON = 20
+_PRIOR = np.array([0.1, 1.0])
+"""Precisions of the calibration's slope and level."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +80,18 @@ def filter_candidates(
     mass = np.concatenate([liked, 1 - liked])
     logit = np.zeros(2 * count, np.float32)
     fold = np.tile(rng.permutation(count) % _FOLDS, 2)
+    unseen = settings.calibration and len(local_x) >= _LEAST
+    own_fold = rng.permutation(len(local_x)) % _FOLDS if unseen else np.full(len(local_x), _FOLDS)
+    own_logit = np.zeros(len(local_x), np.float32)
     for number in range(_FOLDS):
-        against = (fold != number) & (mass > 0)
-        weights = _fit(step, initial, local_x, halves[against], mass[against], settings, rng)
-        judged = {"x": halves[fold == number]}
-        logit[fold == number] = scores(score, {n: weights[n] for n in initial}, judged)
+        against, mine = (fold != number) & (mass > 0), own_fold == number
+        weights = _fit(step, initial, local_x[~mine], halves[against], mass[against], settings, rng)
+        judged = {"x": np.concatenate([halves[fold == number], local_x[mine]])}
+        found = scores(score, {n: weights[n] for n in initial}, judged)
+        logit[fold == number], own_logit[mine] = np.split(found, [int((fold == number).sum())])
+    if unseen:
+        slope, level = calibration(own_logit, logit, mass)
+        logit = (slope * logit + level).astype(np.float32)
     bound = float(np.log(settings.ratio_bound))
     ratio = np.exp(np.clip(logit, -bound, bound))
     density = liked * ratio[:count] + (1 - liked) * ratio[count:]
@@ -82,6 +99,24 @@ def filter_candidates(
     kept = _foremost(density, change, probability >= settings.threshold, settings.keep)
     weights_kept = probability[kept] if settings.density_weights else np.ones(len(kept), np.float32)
     return Filtered(kept, probability, weights_kept)
+
+
+def calibration(own: Float32, outside: Float32, mass: Float32) -> tuple[float, float]:
+    """(slope, level): slope * score + level is the logit of a sample's being the user's own.
+
+    The mode, under normal priors around 0, of a logistic regression in which either class weighs as much as there are
+    local samples. A slope is at least 0: what is less like the user is not preferred.
+    own, outside: float32 [n] and [m], scores of samples that the classifier had not seen. mass: float32 [m].
+    """
+    score = np.concatenate([own, outside]).astype(np.float64)
+    label = np.concatenate([np.ones(len(own)), np.zeros(len(outside))])
+    weight = np.concatenate([np.ones(len(own)), len(own) * mass / max(float(mass.sum()), 1e-9)]).astype(np.float64)
+    x, w = np.column_stack([score, np.ones(len(score))]), np.zeros(2)
+    for _ in range(_NEWTON):
+        p = 1 / (1 + np.exp(-np.clip(x @ w, -30, 30)))
+        slope = x.T @ (weight * (label - p)) - _PRIOR * w
+        w = w + np.linalg.solve((x * (weight * p * (1 - p))[:, None]).T @ x + np.diag(_PRIOR), slope)
+    return max(float(w[0]), 0.0), float(w[1]) if w[0] > 0 else 0.0
 
 
 def without_classifier(count: int, change: Float64 | None, settings: RoundSettings) -> Filtered:

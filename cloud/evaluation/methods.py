@@ -167,6 +167,10 @@ METHODS: dict[str, Method] = {
     "coda-no-label": Method(
         partial(coda, name="coda-no-label", classifier_label=False), "CoDA whose classifier does not see labels"
     ),
+    "coda-calibrated": Method(
+        partial(coda, name="coda-calibrated", calibration=True),
+        "CoDA whose classifier's scores are calibrated on local samples that it has not seen",
+    ),
     "coda-no-tastes": Method(
         partial(coda, name="coda-no-tastes", tastes=False), "CoDA without what own labels say of other items"
     ),

@@ -5,7 +5,7 @@ import pytest
 
 from device_runtime.bundle import BlobStore, RoundSettings
 from device_runtime.engines import open_engine
-from device_runtime.filtering import classifier_inputs, filter_candidates
+from device_runtime.filtering import calibration, classifier_inputs, filter_candidates
 from device_runtime.model import Model
 from device_runtime.query import centroids, profile, vectors
 from tests.export.conftest import bundle, engines, small_din  # noqa: F401  (fixtures)
@@ -163,3 +163,53 @@ def test_without_the_classifier_candidates_are_kept_in_order(model, rng):
     x = classifier_inputs(_unit(rng.normal(size=(30, width))), np.linspace(0, 1, 30).astype(np.float32), 0)
     found = _filtered(model, x, x, rng, classifier_epochs=0, keep=20)
     assert found.kept.tolist() == list(range(20)) and (found.weights == 1).all()
+
+
+def _known_odds(model, rng, share, count):
+    """(local, candidates, probability of being the user's own): of two clusters the user meets the first as often as
+    `share` says, others meet it the more seldom the more often the user does."""
+    centres = _unit(rng.normal(size=(2, model.manifest.width - model.manifest.filter_from)))
+    mine, pool = rng.random(count) < share, rng.random(300) < 1 - share
+    drawn = [_unit(centres[np.where(near, 0, 1)] + 0.15 * rng.normal(size=(len(near), centres.shape[1])))
+             for near in (mine, pool)]  # fmt: skip
+    local, candidates = (classifier_inputs(x, np.ones(len(x), np.float32), 0) for x in drawn)
+    return local, candidates, np.where(pool, share, 1 - share)
+
+
+@pytest.mark.parametrize("count", [10, 30, 100])
+def test_where_the_user_is_as_all_others_calibrated_scores_say_so(model, rng, count):
+    off = {True: [], False: []}
+    for _ in range(6):
+        local, candidates, truth = _known_odds(model, rng, 0.5, count)
+        for calibrated in off:
+            found = _filtered(model, local, candidates, rng, calibration=calibrated)
+            off[calibrated].append(np.abs(found.scores - truth).mean())
+    assert np.mean(off[True]) < 0.5 * np.mean(off[False]) and np.mean(off[True]) < 0.05
+
+
+@pytest.mark.parametrize("count", [30, 100])
+def test_calibrated_scores_still_tell_apart_what_differs(model, rng, count):
+    off, apart = [], []
+    for _ in range(6):
+        local, candidates, truth = _known_odds(model, rng, 0.8, count)
+        found = _filtered(model, local, candidates, rng, calibration=True)
+        off.append(np.abs(found.scores - truth).mean())
+        apart.append(found.scores[truth > 0.5].mean() - found.scores[truth < 0.5].mean())
+    assert np.mean(off) < 0.18 and np.mean(apart) > 0.3, "the odds are four to one, and one to four"
+
+
+def test_what_calibration_cannot_see_it_does_not_believe(rng):
+    outside, mass = rng.normal(size=500).astype(np.float32), np.ones(500, np.float32)
+    slope, level = calibration(rng.normal(size=12).astype(np.float32), outside, mass)
+    assert slope < 0.5 and abs(level) < 0.5, "scores of one distribution"
+    assert calibration(outside[:12] - 3, outside, mass) == (0, 0), "less like the user than what is outside"
+    clear, _ = calibration(np.full(12, 2, np.float32), np.full(500, -2, np.float32), mass)
+    assert clear > slope + 0.5
+
+
+def test_of_a_handful_of_local_samples_none_is_spared_for_calibration(model, rng):
+    local, candidates, _ = _known_odds(model, rng, 0.65, 7)
+    plain, asked = (
+        _filtered(model, local, candidates, np.random.default_rng(3), calibration=on) for on in (False, True)
+    )
+    np.testing.assert_array_equal(plain.scores, asked.scores)

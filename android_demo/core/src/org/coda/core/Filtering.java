@@ -14,6 +14,11 @@ import java.util.Map;
  */
 final class Filtering {
     private static final int FOLDS = 2;
+    /** Local samples that are cross-fitted, at least. */
+    private static final int LEAST = 8;
+    private static final int NEWTON = 20;
+    /** Precision of the calibration's slope; its level's is 1. */
+    private static final double PRIOR = 0.1;
 
     /** Positions among the candidates, ascending. */
     final int[] kept;
@@ -65,8 +70,29 @@ final class Filtering {
             mass[count + i] = 1 - liked[i];
         }
         int[] drawn = random.permutation(count);
+        int locals = local.rows();
+        boolean unseen = settings.calibration && locals >= LEAST;
+        int[] ownDrawn = unseen ? random.permutation(locals) : null;
         float[] logit = new float[2 * count];
+        float[] ownLogit = new float[locals];
         for (int fold = 0; fold < FOLDS; fold++) {
+            int[] known = Ints.range(0, locals);
+            int[] held = {};
+            if (unseen) {
+                int[] each = Ints.range(0, locals);
+                int trained = 0;
+                int left = 0;
+                held = new int[locals];
+                for (int i = 0; i < locals; i++) {
+                    if (ownDrawn[i] % FOLDS == fold) {
+                        held[left++] = i;
+                    } else {
+                        each[trained++] = i;
+                    }
+                }
+                known = Arrays.copyOf(each, trained);
+                held = Arrays.copyOf(held, left);
+            }
             int[] against = new int[2 * count];
             int[] judged = new int[2 * count];
             int opposite = 0;
@@ -80,14 +106,20 @@ final class Filtering {
             }
             int[] outside = Arrays.copyOf(against, opposite);
             int[] mine = Arrays.copyOf(judged, own);
-            Map<String, Tensor> weights =
-                    fit(model, local, halves.take(outside), Floats.take(mass, outside), settings, random);
+            Map<String, Tensor> weights = fit(model, local.take(known), halves.take(outside),
+                    Floats.take(mass, outside), settings, random);
             Map<String, Tensor> x = new LinkedHashMap<>();
-            x.put("x", halves.take(mine));
+            x.put("x", Tensor.join(halves.take(mine), local.take(held)));
             float[] found = Trainer.scores(model.graph("classifier_score"), weights, x).floats;
             for (int i = 0; i < own; i++) {
                 logit[mine[i]] = found[i];
             }
+            for (int i = 0; i < held.length; i++) {
+                ownLogit[held[i]] = found[own + i];
+            }
+        }
+        if (unseen) {
+            calibrate(ownLogit, logit, mass);
         }
         return judged(settings, liked, logit, change);
     }
@@ -108,6 +140,39 @@ final class Filtering {
         int[] kept = foremost(density, change, inside, settings.keep);
         return new Filtering(kept, probability,
                 settings.densityWeights ? Floats.take(probability, kept) : Floats.filled(kept.length, 1));
+    }
+
+    /** Scores become logits of being the user's own: {@code filtering.calibration} says how. */
+    static void calibrate(float[] own, float[] outside, float[] mass) {
+        double total = Math.max(Floats.sum(mass), 1e-9);
+        double slope = 0;
+        double level = 0;
+        for (int step = 0; step < NEWTON; step++) {
+            double downSlope = -PRIOR * slope;
+            double downLevel = -level;
+            double a = PRIOR;
+            double b = 0;
+            double c = 1;
+            for (int i = 0; i < own.length + outside.length; i++) {
+                boolean mine = i < own.length;
+                double score = mine ? own[i] : outside[i - own.length];
+                double weight = mine ? 1 : own.length * (mass[i - own.length] / total);
+                double p = Metrics.sigmoid(slope * score + level);
+                double residual = weight * ((mine ? 1 : 0) - p);
+                double curvature = weight * p * (1 - p);
+                downSlope += residual * score;
+                downLevel += residual;
+                a += curvature * score * score;
+                b += curvature * score;
+                c += curvature;
+            }
+            double determinant = a * c - b * b;
+            slope += (c * downSlope - b * downLevel) / determinant;
+            level += (a * downLevel - b * downSlope) / determinant;
+        }
+        for (int i = 0; i < outside.length; i++) {
+            outside[i] = slope > 0 ? (float) (slope * outside[i] + level) : 0;
+        }
     }
 
     /** Those that change the model most; in the order that they came in, where that is not known. */

@@ -16,6 +16,7 @@ public final class RoundSettings {
     public final int classifierEpochs;
     public final double classifierRate;
     public final boolean classifierLabel;
+    public final boolean calibration;
     public final double threshold;
     public final int keep;
     public final double ratioBound;
@@ -50,6 +51,7 @@ public final class RoundSettings {
         classifierEpochs = fields.int32("classifier_epochs", 5);
         classifierRate = fields.number("classifier_rate", 0.01);
         classifierLabel = fields.flag("classifier_label", true);
+        calibration = fields.flag("calibration", false);
         threshold = fields.number("threshold", 0);
         keep = fields.int32("keep", 1500);
         ratioBound = fields.number("ratio_bound", 20);

@@ -50,7 +50,8 @@ public final class Story {
     private static String outcome(Report report) {
         switch (report.outcome) {
             case "activated":
-                return "the new weights serve";
+                return report.verdict == null || report.verdict.share == 1 ? "the new weights serve"
+                        : format("%.0f %% of the way to the new weights serves", 100 * report.verdict.share);
             case "kept":
                 return "the old weights stay";
             case "too few samples":

@@ -202,6 +202,7 @@ public final class Conformance {
         found.put("classifier_epochs", given.classifierEpochs);
         found.put("classifier_rate", given.classifierRate);
         found.put("classifier_label", given.classifierLabel);
+        found.put("calibration", given.calibration);
         found.put("threshold", given.threshold);
         found.put("keep", given.keep);
         found.put("ratio_bound", given.ratioBound);
