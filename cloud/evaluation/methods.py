@@ -83,6 +83,9 @@ def coda(device: Device, name: str = "coda", *, by_chance: bool = False, **off: 
     """
     if not device.enough:
         return device.model.base
+    off = {setting: value for setting, value in off.items() if getattr(device.settings, setting) != value}
+    if not off and not by_chance:
+        name = "coda"  # what is to be off is off for this data anyway
     settings = msgspec.structs.replace(device.settings, **off)
     tuning = name if by_chance or set(off) - AFTER_TUNING else "coda"
     same = all(getattr(settings, n) == getattr(device.settings, n) for n in (*ANSWERED, "tastes"))

@@ -17,6 +17,7 @@ from cloud.evaluation.device import Device
 from cloud.evaluation.methods import METHODS, Method, chosen
 from cloud.evaluation.running import UserResult, Work, examine, run, tasks
 from cloud.matching import Parts
+from cloud.shrinkage import MOST
 from device_runtime.bundle import RoundSettings
 from device_runtime.errors import EngineError, EngineUnavailable
 from device_runtime.metrics import auc
@@ -175,6 +176,19 @@ def test_a_stage_is_computed_once_and_charged_to_all_who_use_it(device: Device) 
     _, unjudged = device.run(METHODS["coda-no-judge"].run)
     assert first == again
     assert 0 < unjudged.cpu_s < first.cpu_s and unjudged.bytes_down == first.bytes_down
+
+
+def test_what_is_off_anyway_is_not_played_again_and_what_is_not_is(finished: Finished, tmp_path: Path) -> None:
+    opened, case = Cloud.open(finished.place), finished.parts.cases[0]
+    plain = Device(opened, case, RoundSettings(half_life=0.0, shrinkage=MOST), 0, tmp_path)
+    weights, _ = plain.run(METHODS["coda"].run)
+    for name in ("coda-no-drift", "coda-fixed-shrinkage"):
+        assert plain.run(METHODS[name].run)[0] is weights
+    faded = Device(opened, case, RoundSettings(half_life=1.0, shrinkage=2.0), 0, tmp_path)
+    mine = faded.matched().labels
+    for off in (RoundSettings(half_life=0.0, shrinkage=2.0), RoundSettings(half_life=1.0, shrinkage=MOST)):
+        theirs = faded.matched(off).labels
+        assert len(theirs) == len(mine) and (theirs != mine).any()
 
 
 def test_mpda_keeps_what_raises_the_local_auc_and_rolls_back_the_rest(
