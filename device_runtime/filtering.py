@@ -43,7 +43,7 @@ _PRIOR = np.array([0.1, 1.0])
 @dataclass(frozen=True)
 class Filtered:
     """kept: int64 positions among the candidates, ascending. scores: float32 [candidates], the probability of being
-    the user's own. weights: float32 [kept]: that probability, or ones."""
+    the user's own, calibrated if that was asked for. weights: float32 [kept]: that probability, or ones."""
 
     kept: Int64
     scores: Float32

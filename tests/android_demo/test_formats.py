@@ -17,9 +17,11 @@ from safetensors.numpy import load, save
 from device_runtime import framing, packing, wire
 from device_runtime.bundle import RoundSettings
 from device_runtime.directory import Directory
+from device_runtime.filtering import calibration
 from device_runtime.identity import Signer, parse_authorization, request_text, verify
 from device_runtime.journal import FilterView, Inputs, Progress
 from device_runtime.messages import BundleRef, PhaseOverhead, RoundReport, Verdict, to_json
+from device_runtime.personalize import consider
 from device_runtime.samples import Schema
 from device_runtime.wire import MatchAnswer, MatchQuery, Rows
 from tests.android_demo.conftest import JavaError, compressed
@@ -305,6 +307,31 @@ def test_java_draws_what_numpy_draws(java, entropy, count):
 def test_java_sums_in_the_order_in_which_numpy_sums(java, count):
     numbers = np.random.default_rng(count).normal(size=count).astype(np.float32)
     assert java("sum", numbers.astype("<f4").tobytes()) == numbers.sum().astype("<f4").tobytes()
+
+
+@given(st.integers(0, 2**32), st.integers(2, 12), st.floats(0.2, 4))
+def test_java_lets_serve_what_python_lets_serve(java, seed, count, size):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, count).astype(np.float32)
+    before, whole = rng.normal(size=(2, count)).astype(np.float32) * np.float32([[1], [size]])
+    half = ((before + whole) / 2).astype(np.float32)
+    used = RoundSettings(tolerance=0.5)
+    meant = consider(labels, before, lambda share: whole if share == 1 else half, used)
+    given = [one.astype("<f4").tobytes() for one in (labels, before, whole, half)]
+    found = msgspec.json.decode(java("consider", msgspec.json.encode(used), *given), type=Verdict)
+    assert (found.activate, found.share, found.samples) == (meant.activate, meant.share, meant.samples)
+    assert found.reason.split(":")[0][:20] == meant.reason.split(":")[0][:20]
+    assert found.loss_after == pytest.approx(meant.loss_after, abs=1e-6)
+
+
+@given(st.integers(0, 2**32), st.integers(8, 60), st.floats(-3, 3))
+def test_java_calibrates_as_python_does(java, seed, count, apart):
+    rng = np.random.default_rng(seed)
+    own, outside = rng.normal(apart, 1, count).astype(np.float32), rng.normal(size=90).astype(np.float32)
+    mass = rng.random(90).astype(np.float32)
+    slope, level = calibration(own, outside, mass)
+    found = np.frombuffer(java("calibrate", *(one.astype("<f4").tobytes() for one in (own, outside, mass))), "<f4")
+    np.testing.assert_allclose(found, slope * outside + level, atol=1e-5)
 
 
 def test_a_bundle_without_settings_means_the_same_to_both(java):

@@ -155,6 +155,20 @@ public final class Conformance {
                         Fields.parse(of[2], "changes").numbers("changes")));
             case "rotation":
                 return Signer.rotationText(Bytes.text(one), Bytes.text(of[2]));
+            case "consider":
+                final float[] whole = Bytes.floats(of[4]);
+                final float[] half = Bytes.floats(of[5]);
+                return Json.bytes(Personalize.consider(Bytes.floats(of[2]), Bytes.floats(of[3]),
+                        new Personalize.Logits() {
+                            @Override
+                            public float[] at(double share) {
+                                return share == 1 ? whole : half;
+                            }
+                        }, new RoundSettings(Fields.parse(one, "settings"))).fields());
+            case "calibrate":
+                float[] scores = Bytes.floats(of[2]);
+                Filtering.calibrate(Bytes.floats(one), scores, Bytes.floats(of[3]));
+                return Bytes.of(scores);
             case "sum":
                 return Bytes.of(new float[] {Floats.sum(Bytes.floats(one))});
             default:
