@@ -32,6 +32,7 @@ def test_the_json_has_what_others_script_against(finished: Finished) -> None:
     assert set(result["versions"]) >= {"coda-loop", "numpy", "onnxruntime", "torch"}
     assert (result["users"], result["seeds"], result["protocol"]) == (6, 1, "synthetic")
     assert [m["name"] for m in result["methods"]] == list(METHODS)
+    assert result["settings"]["half_life"] >= 0 and result["settings"]["shrinkage"] > 0, "what training found"
     for method in result["methods"]:
         assert set(method) >= METHOD_FIELDS and set(method["cost"]) == COST_FIELDS
         assert method["better"] + method["same"] + method["worse"] == pytest.approx(1)
