@@ -184,6 +184,7 @@ def _name(work: Work) -> str:
     files = [
         *Path(device_runtime.__file__).parent.rglob("*.py"),
         *(here / "matching").rglob("*.py"),
+        *(here / f"{name}.py" for name in ("drift", "shrinkage")),
         *(
             here / "evaluation" / f"{name}.py"
             for name in ("device", "methods", "running", "cloud_side", "mpda", "synthetic", "expectation")
