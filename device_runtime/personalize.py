@@ -102,8 +102,7 @@ def tune(
     if settings.interpolation < 1:
         for name in model.spec("step").carry.values():
             if name in values:
-                before, after = values[name].astype(np.float32), trained[name].astype(np.float32)
-                trained[name] = before + np.float32(settings.interpolation) * (after - before)
+                trained[name] = _between(values[name], trained[name], settings.interpolation)
     return _personal(model, trained, values, table)
 
 
