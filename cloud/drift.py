@@ -16,6 +16,7 @@ import itertools
 import numpy as np
 import numpy.typing as npt
 
+from cloud.careful import most_careful
 from device_runtime.samples import Float32, Float64, Int32, Int64
 
 DAY = 86_400.0
@@ -46,14 +47,7 @@ def half_life(contributor: Int32, item: Int32, timestamp: Int64, label: Float32)
     losses = np.stack(
         [_losses(_offsets(item, residual, variance, age, days, first), pairs, group) for days in tried], 1
     )
-    gain = losses[:, :1] - losses
-    mean, error = gain.mean(0), gain.std(0, ddof=1) / np.sqrt(len(gain))
-    sure = mean > 2 * error
-    if not sure.any():
-        return 0.0
-    best = int(np.argmax(np.where(sure, mean, -np.inf)))
-    # the most careful one that is hardly worse than the best (Breiman et al., 1984: the rule of one standard error)
-    return tried[int(np.argmax(sure & (mean >= mean[best] - error[best])))]
+    return tried[most_careful(losses[:, :1] - losses)]
 
 
 def weights(age: npt.NDArray[np.floating | np.integer], days: float) -> Float64:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from cloud.careful import most_careful
 from device_runtime.candidates import own_taste
 from device_runtime.metrics import auc
 from device_runtime.samples import Float32, Float64, Int32, Int64
@@ -65,16 +66,7 @@ def _best_scale(each: list[Int64], item: Int32, label: Float32, logit: Float32, 
         for i in left_out[: _DEVICES // _FOLDS]:
             if (found := _played(each[i], item, label, logit, factors, offset)) is not None:
                 gains.append(found)
-    if len(gains) < 2:
-        return 0.0
-    table = np.array(gains)
-    mean, error = table.mean(0), table.std(0, ddof=1) / np.sqrt(len(table))
-    sure = mean > 2 * error
-    if not sure.any():
-        return 0.0
-    best = int(np.argmax(np.where(sure, mean, -1)))
-    # the most careful one that is hardly worse than the best (Breiman et al., 1984: the rule of one standard error)
-    return _SCALES[int(np.argmax(sure & (mean >= mean[best] - error[best])))]
+    return _SCALES[most_careful(np.array(gains))] if gains else 0.0
 
 
 def _played(

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 import export
-from cloud import drift, shrinkage, tastes, training, training_sets
+from cloud import careful, drift, shrinkage, tastes, training, training_sets
 from cloud.datasets import Dataset
 from cloud.encoding import Encoder
 from cloud.evaluation.cloud_side import DIRECTORY, PARTS, PREDICTED, RUNNING, Cloud, Place, code_digest, token
@@ -108,7 +108,7 @@ def _names(split: Split, work: Path, settings: TrainSettings) -> tuple[Path, Pat
     """By all that they depend on: events, vocabulary, settings, and the code that trains and exports."""
     digest = hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(settings, threads=0)))
     root = Path(export.__file__).parent
-    code = (Path(m.__file__ or "") for m in (training, training_sets, tastes, drift, shrinkage))
+    code = (Path(m.__file__ or "") for m in (training, training_sets, tastes, drift, shrinkage, careful))
     digest.update(code_digest([*root.rglob("*.py"), *code]).encode())
     digest.update("\0".join(split.cloud.items).encode())
     _update(digest, split.cloud)
