@@ -118,7 +118,7 @@ def test_pooled_candidates_come_from_what_others_had_said_by_the_match(device: D
 def test_candidates_by_directory_are_somebody_elses_and_of_the_time_before(device: Device) -> None:
     """The bundle is that of all methods, and has no directory; the cloud has it beside."""
     assert device.model.directory is None and device.cloud.directory is not None
-    settings = msgspec.structs.replace(device.settings, matching="directory")
+    settings = msgspec.structs.replace(device.settings, matching="directory", candidates=400)
     weights, spent = device.run(METHODS["coda-directory"].run)
     assert 0 < spent.candidates <= 400 and 0 < spent.bytes_up < 1024 and weights is not None
     came = device.matched(settings)
