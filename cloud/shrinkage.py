@@ -12,11 +12,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from device_runtime.bundle import Found
 from device_runtime.samples import Float32
 
 EVEN = 0.25
 """p (1 - p) at even odds: what a sample that shrinks weighs."""
-MOST, LEAST = 10.0, 1.0
+MOST, LEAST = Found().shrinkage, 1.0
 """Samples at even odds that offsets are shrunk by: at most, which is what is right for most data and is kept unless it
 is surely too much; and at least."""
 _NEWTON = 10

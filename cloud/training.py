@@ -32,7 +32,7 @@ from cloud import drift, shrinkage, tastes
 from cloud.datasets import Dataset, StreamedDataset
 from cloud.distributed import ALONE, Team
 from cloud.training_sets import TrainingSet, some_events, training_set
-from device_runtime.bundle import write_atomically
+from device_runtime.bundle import Found, write_atomically
 from device_runtime.errors import InputError, StoreError
 from device_runtime.metrics import auc, mean_user_auc
 from device_runtime.samples import Float32, SampleBatch
@@ -128,7 +128,8 @@ def _save_beyond(out: Path, dataset: Dataset | StreamedDataset, held_out: Sample
     found = tastes.learn(events.contributor, events.item, events.label, logits, len(dataset.items))
     days = drift.half_life(events.contributor, events.item, events.timestamp, events.label)
     count = shrinkage.shrinkage(np.asarray(held_out.columns["item"]), held_out.labels, predict(best, held_out))
-    held = {name: torch.tensor([n], dtype=torch.float64) for name, n in (("half_life", days), ("shrinkage", count))}
+    numbers = msgspec.structs.asdict(Found(days, count))
+    held = {name: torch.tensor([n], dtype=torch.float64) for name, n in numbers.items()}
     if found is not None:
         held["taste"] = torch.from_numpy(found)
     write_atomically(out / BEYOND, save_safetensors(held))

@@ -123,8 +123,8 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     they weigh 1 each; after it weights fall as exp(-sharpness * lack of similarity), as do those of a directory's parts
     for a local sample, and the odds of a sample within its part. shrinkage, near_shrinkage: samples
     as predicted, at even odds, that an item's offset over the pool is shrunk by, and that over neighbours. half_life:
-    days after which a sample of the pool counts half in an item's offset, 0 for never. A bundle has what training found
-    of shrinkage and half-life (`cloud/shrinkage.py`, `cloud/drift.py`) unless numbers are given.
+    days after which a sample of the pool counts half in an item's offset, 0 for never. None for shrinkage or half-life
+    leaves it to what training found (`Found`).
     tastes: pooled candidates are also moved by what the user's own labels say of them (docs/adr/0010).
 
     classifier_epochs, classifier_rate: of the filter's training; 0 epochs leave the classifier out. classifier_label:
@@ -187,6 +187,22 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     learn_held_out: bool = True
 
 
+class Found(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What training found of a pool's offsets, in days and in samples (`cloud/drift.py`, `cloud/shrinkage.py`).
+
+    Every model has its own: beside the settings, which one bundle takes over from another. The defaults are for a model
+    that nobody has measured.
+    """
+
+    half_life: float = 0.0
+    shrinkage: float = 10.0
+
+    def completing(self, settings: RoundSettings) -> RoundSettings:
+        """The settings, with these numbers where they leave them to training."""
+        left = {n: getattr(self, n) for n in self.__struct_fields__ if getattr(settings, n) is None}
+        return msgspec.structs.replace(settings, **left)
+
+
 class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the bundle's `step` graph trains the recommender: fixed at export, and stated for whoever runs it.
 
@@ -245,6 +261,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     tables: dict[str, TableEntry]
     settings: RoundSettings
     answer_key: str
+    found: Found = Found()
     training: Training = Training()
     rank_weights: RankWeights = RankWeights()
     positive_at: float | None = None

@@ -7,6 +7,7 @@ held out, and how many those are.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -14,13 +15,14 @@ import numpy as np
 
 from device_runtime import personalize
 from device_runtime.bundle import RoundSettings
-from device_runtime.errors import EngineError, WireError
+from device_runtime.errors import EngineError, InputError, TransportError, WireError
 from device_runtime.local import Local, personal_table
-from device_runtime.messages import Metrics, Outcome, Task
+from device_runtime.messages import Metrics, Outcome, Task, from_json, to_json
 from device_runtime.metrics import auc, log_loss
 from device_runtime.model import Model
 from device_runtime.samples import Float32, SampleBatch
 from device_runtime.tables import LocalTable
+from device_runtime.transport import Transport
 
 MOST_CONFIGURATIONS = 4
 MOST_PASSES = 32
@@ -49,6 +51,22 @@ class Material:
     table: LocalTable
     kept: SampleBatch | None
     weights: Float32 | None
+
+
+def answer_task(transport: Transport, model: Model, material: Callable[[Task], Material], seed: list[int]) -> None:
+    """Do the evaluation that the server has for this device. If it fails, the round is none the worse."""
+    try:
+        answer = transport.request(
+            "GET", "/v1/evaluation", label="evaluation", accept="application/json", accept_status=(200, 204)
+        )
+        if answer.status == 204:
+            return
+        task = from_json(answer.body, Task, "the evaluation")
+        body = to_json(evaluate(model, task, material(task), seed))
+        transport.request("POST", "/v1/evaluation", body, label="evaluation", accept_status=(204,))
+        transport.stale = ""
+    except (TransportError, WireError, EngineError, InputError):
+        return
 
 
 def settings_of(base: RoundSettings, changes: dict[str, float]) -> RoundSettings:

@@ -33,14 +33,13 @@ from device_runtime.errors import (
     Refused,
     StoreError,
     TransportError,
-    WireError,
     Yielded,
 )
 from device_runtime.home import DeviceHome
 from device_runtime.identity import answer_text, verify
 from device_runtime.journal import FINAL, FilterView, Inputs, Progress, obstacle, stream_of
 from device_runtime.local import Local, local_samples, personal_table
-from device_runtime.messages import BundleRef, RoundReport, Task, from_json, to_json
+from device_runtime.messages import BundleRef, RoundReport, Task
 from device_runtime.meter import Meter
 from device_runtime.metrics import auc
 from device_runtime.model import VOCABULARY, Model, Weights
@@ -364,7 +363,8 @@ class Round:
     def _conclude(self) -> str:
         if self.options.evaluate and "evaluation" in self.transport.stale:
             with self.meter.phase("evaluate"):
-                self._evaluate()
+                seed = stream_of(self.progress, "filtered")  # as the round itself tuned
+                evaluating.answer_task(self.transport, self.model, self._material, seed)
         with self.meter.phase("clean"):
             self.home.drop_superseded()
             if (serving := self.home.store.bundle()) is not None:
@@ -375,29 +375,15 @@ class Round:
                 self._contribute()
         return "done"
 
-    def _evaluate(self) -> None:
-        """Do the evaluation that the server has for this device. If it fails, the round is none the worse."""
-        try:
-            answer = self.transport.request(
-                "GET", "/v1/evaluation", label="evaluation", accept="application/json", accept_status=(200, 204)
-            )
-            if answer.status == 204:
-                return
-            task = from_json(answer.body, Task, "the evaluation")
-            table = self.model.table(self._ids(), self.model.base, self.rows)
-            if task.period == "validation":
-                local = evaluating.before_the_judged(self.local, self.model.manifest.settings)
-                found = self._augmentation_for(local, table)
-            else:
-                local, found = self.local, self._augmentation()
-            kept, weights = (found.kept, found.weights) if found else (None, None)
-            seed = stream_of(self.progress, "filtered")  # as the round itself tuned
-            metrics = evaluating.evaluate(self.model, task, evaluating.Material(local, table, kept, weights), seed)
-            body = to_json(metrics)
-            self.transport.request("POST", "/v1/evaluation", body, label="evaluation", accept_status=(204,))
-            self.transport.stale = ""
-        except (TransportError, WireError, EngineError, InputError):
-            return
+    def _material(self, task: Task) -> evaluating.Material:
+        table = self.model.table(self._ids(), self.model.base, self.rows)
+        if task.period == "validation":
+            local = evaluating.before_the_judged(self.local, self.model.manifest.settings)
+            found = self._augmentation_for(local, table)
+        else:
+            local, found = self.local, self._augmentation()
+        kept, weights = (found.kept, found.weights) if found else (None, None)
+        return evaluating.Material(local, table, kept, weights)
 
     def _augmentation_for(self, local: Local, table: LocalTable) -> Augmentation | None:
         """What the filter would keep for a user of whom less is known: what is held out must not tell it anything."""

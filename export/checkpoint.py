@@ -5,13 +5,14 @@ Nothing is pickled: weights and optimizer state are safetensors, the rest is JSO
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 import numpy as np
 from safetensors.torch import load as load_safetensors
 
+from device_runtime.bundle import Found
 from device_runtime.errors import InputError, StoreError, WireError
 from device_runtime.samples import Float32, SampleBatch
 from device_runtime.wire import decode_contribution
@@ -92,15 +93,14 @@ class TrainState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 @dataclass
 class Trained:
     """A trained model and what is known of it. held_out: samples that it was validated on, or some of them. tastes:
-    float32 [items, width], see `cloud/tastes.py`; None where there are none. half_life, shrinkage: of offsets, in days
-    and samples, see `cloud/drift.py` and `cloud/shrinkage.py`; None where a folder of an older version does not say."""
+    float32 [items, width], see `cloud/tastes.py`; None where there are none. found: of the pool's offsets; the
+    defaults where a folder of an older version does not say."""
 
     model: Recommender
     state: TrainState
     held_out: SampleBatch | None = None
     tastes: Float32 | None = None
-    half_life: float | None = None
-    shrinkage: float | None = None
+    found: Found = field(default_factory=Found)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -129,19 +129,19 @@ def load(folder: Path) -> Trained:
     return Trained(model.eval(), state, _held_out(folder / HELD_OUT, model), *_beyond(folder / BEYOND, state))
 
 
-def _beyond(path: Path, state: TrainState) -> tuple[Float32 | None, float | None, float | None]:
-    """(tastes, half-life, shrinkage). Raises: StoreError: damaged. A folder of an older version has none."""
+def _beyond(path: Path, state: TrainState) -> tuple[Float32 | None, Found]:
+    """(tastes, what was found). Raises: StoreError: damaged. A folder of an older version has none."""
     if not path.exists():
-        return None, None, None
+        return None, Found()
     try:
-        found = load_safetensors(path.read_bytes())
-        half_life, shrinkage = (float(found[name][0]) if name in found else None for name in ("half_life", "shrinkage"))
+        tensors = load_safetensors(path.read_bytes())
+        found = Found(**{name: float(tensors[name][0]) for name in Found.__struct_fields__ if name in tensors})
     except Exception as error:
         raise StoreError(f"{path} is damaged: {error}") from None
-    taste = found.get("taste")
+    taste = tensors.get("taste")
     if taste is not None and len(taste) != len(state.keys):
         raise StoreError(f"{path} has {len(taste)} rows for {len(state.keys)} items; delete it and train again")
-    return None if taste is None else np.asarray(taste.numpy(), np.float32), half_life, shrinkage
+    return None if taste is None else np.asarray(taste.numpy(), np.float32), found
 
 
 def _held_out(path: Path, model: Recommender) -> SampleBatch | None:

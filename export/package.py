@@ -19,6 +19,7 @@ from device_runtime.bundle import (
     FORMAT,
     BlobStore,
     FileRef,
+    Found,
     Golden,
     GraphEntry,
     GraphFile,
@@ -86,6 +87,7 @@ class Source:
     rank_weights: WeightForm = "fp32"
     held_out: SampleBatch | None = None
     tastes: Float32 | None = None
+    found: Found = field(default_factory=Found)
 
     @classmethod
     def of(
@@ -95,11 +97,8 @@ class Source:
         training: Training | None = None,
         rank_weights: WeightForm = "fp32",
     ) -> Source:
-        """What `coda train` made, and what it found where the settings leave that to it."""
+        """What `coda train` made."""
         state = trained.state
-        found = {"half_life": trained.half_life, "shrinkage": trained.shrinkage}
-        left = {name: value for name, value in found.items() if getattr(settings, name) is None}
-        settings = msgspec.structs.replace(settings, **left)
         return cls(
             state.dataset,
             state.settings.model,
@@ -112,6 +111,7 @@ class Source:
             rank_weights,
             trained.held_out,
             trained.tastes,
+            trained.found,
         )
 
 
@@ -186,6 +186,7 @@ def build(
         tables={"item": TableEntry(len(source.keys), tuple(rows), _shards(source.keys, rows, keep))},
         settings=source.settings,
         answer_key=answer_key,
+        found=source.found,
         training=source.training,
         rank_weights=rank_weights,
         positive_at=source.positive_at,

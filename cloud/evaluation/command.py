@@ -98,9 +98,7 @@ class Prepared:
 
     def settings(self, given: RoundSettings) -> RoundSettings:
         """The settings, with what the cloud's training found where they leave that to it."""
-        found = Cloud.open(self.place).manifest.settings
-        left = {n: getattr(found, n) for n in ("half_life", "shrinkage") if getattr(given, n) is None}
-        return msgspec.structs.replace(given, **left)
+        return Cloud.open(self.place).manifest.found.completing(given)
 
 
 def _prepared(
@@ -123,7 +121,7 @@ def _prepared(
 def _played(
     args: argparse.Namespace, ready: Prepared, settings: RoundSettings, methods: Sequence[str], show: Show
 ) -> dict[int, list[UserResult]]:
-    work = Work(ready.place, ready.settings(settings), tuple(methods), args.growing_histories, ready.truth)
+    work = Work(ready.place, settings, tuple(methods), args.growing_histories, ready.truth)
     todo = tasks(work, ready.parts.cases, range(_seeds(args)), _store(args) / "results")
     return examine_all(todo, args.backend, args.jobs, lambda done, total: show("examine users", done, total))
 
@@ -153,7 +151,9 @@ def tune(args: argparse.Namespace, show: Show) -> tuning.Tuned:
 
     def play(number: int, settings: RoundSettings) -> dict[int, list[UserResult]]:
         told = f"settings {number + 1} of {len(grid)}"
-        return _played(args, ready, settings, ("cloud", "coda"), lambda _, done, total: show(told, done, total))
+        return _played(
+            args, ready, ready.settings(settings), ("cloud", "coda"), lambda _, done, total: show(told, done, total)
+        )
 
     rows = tuning.search(grid, base, play)
     return tuning.Tuned(
@@ -173,8 +173,9 @@ def tune(args: argparse.Namespace, show: Show) -> tuning.Tuned:
 def _evaluated(
     args: argparse.Namespace, started: str, dataset: Dataset, show: Show, made: synthetic.Made | None = None
 ) -> result.Result:
-    methods, settings = chosen(args.methods), read_settings(args.settings)
+    methods, given = chosen(args.methods), read_settings(args.settings)
     ready = _prepared(args, dataset, show, made, args.validation)
+    settings = ready.settings(given)
     parts, found = ready.parts, _played(args, ready, settings, methods, show)
     return result.Result(
         command=command(),
@@ -194,7 +195,7 @@ def _evaluated(
         trained_on=len(parts.cloud.events),
         pool=len(parts.pool.events),
         dropped=result.dropped(dataset, parts),
-        settings=ready.settings(settings),
+        settings=settings,
         methods=summarize(found, {name: (METHODS[name].about, METHODS[name].reference) for name in methods}),
         examined=result.examined(found),
         filter=result.filter_truth(found),

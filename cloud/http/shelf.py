@@ -13,7 +13,7 @@ import numpy as np
 from cloud.encoding import Encoder
 from cloud.matching import Divided, FaissStore, Knowledge, MatchStore, by_profiles
 from cloud.pool import Keeper, Pool, Segment
-from device_runtime.bundle import Manifest
+from device_runtime.bundle import Manifest, RoundSettings
 from device_runtime.errors import InputError, StoreError
 from device_runtime.messages import BundleRef
 from device_runtime.samples import Float32, Int64
@@ -33,12 +33,17 @@ class Served:
     encoder: Encoder
 
     @cached_property
+    def settings(self) -> RoundSettings:
+        """Of a round, with what training found."""
+        return self.manifest.found.completing(self.manifest.settings)
+
+    @cached_property
     def knowledge(self) -> Knowledge:
         """What the pool knows beyond the model: for pooled matching."""
         manifest = self.manifest
         blobs = [manifest.graphs["score"].files["onnx"].file, manifest.weights, *manifest.tables["item"].shards]
         digest = hashlib.sha256("".join(blob.sha256 for blob in blobs).encode())
-        half_life = manifest.settings.half_life or 0.0
+        half_life = self.settings.half_life or 0.0
         return Knowledge(self.encoder.predict, digest.hexdigest()[:16], manifest.filter_from, half_life)
 
     @cached_property
@@ -50,7 +55,7 @@ class Served:
 
     def prepare(self, segment: Segment) -> None:
         """Put beside a segment what matching will need. For `Pool.compact`."""
-        matching = self.manifest.settings.matching
+        matching = self.settings.matching
         if matching == "nearest":
             self.store.prepare(segment)
         elif matching == "pooled":
@@ -61,12 +66,12 @@ class Served:
     def nearest(self, queries: Float32, exclude: int) -> Sequence[Int64]:
         """Positions of the samples that matching takes for the nearest to each vector, int64; -1 for none. exclude:
         the asker's token."""
-        if self.manifest.settings.matching == "nearest":
+        if self.settings.matching == "nearest":
             return list(self.store.search(queries, NEAREST, exclude).positions)
         snapshot, near = self.pool.snapshot(), by_profiles(self.knowledge)
         found = []
         for query in queries:
-            parts = near(snapshot, query, exclude, self.manifest.settings)
+            parts = near(snapshot, query, exclude, self.settings)
             rows = [s.base + rows for s, (rows, _) in zip(snapshot.segments, parts, strict=True)]
             found.append(np.concatenate([np.zeros(0, np.int64), *rows]))
         return found
@@ -74,12 +79,12 @@ class Served:
     @property
     def depth(self) -> int:
         """How many nearest samples are compared with exact ones."""
-        return NEAREST if self.manifest.settings.matching == "nearest" else self.manifest.settings.neighbours
+        return NEAREST if self.settings.matching == "nearest" else self.settings.neighbours
 
     def warm(self, wait: bool = False) -> None:
         """Make what matching needs and is not there yet, so that no device waits for it. An index is built in the
         background, unless one shall `wait` for it: until then there is exact search."""
-        if len(self.pool) and self.manifest.settings.matching == "nearest":
+        if len(self.pool) and self.settings.matching == "nearest":
             self.store.search(np.zeros((1, self.manifest.width), np.float32), 1, 0)
             if wait and isinstance(self.store, FaissStore):
                 self.store.wait()

@@ -101,7 +101,7 @@ def _by_vectors(served: Served, query: MatchQuery, token: int) -> tuple[SampleBa
     with span("match"):
         if manifest.settings.matching == "pooled":
             known = served.knowledge
-            return pooled(served.pool, by_profiles(known), query, token, manifest.settings, known.whole)
+            return pooled(served.pool, by_profiles(known), query, token, served.settings, known.whole)
         return match(served.pool, served.store, query, token)
 
 

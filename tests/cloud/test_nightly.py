@@ -19,7 +19,7 @@ from cloud.locking import alone
 from cloud.nightly import Comparison, NightlySettings, Record, compare, nightly
 from device_runtime.cli import main
 from device_runtime.errors import InputError, StoreError
-from export.checkpoint import TrainSettings
+from export.checkpoint import TrainSettings, load
 
 TRAIN = TrainSettings(epochs=2, history=8, validation=0.1, seed=1, rate=5e-3, threads=1)
 
@@ -172,6 +172,10 @@ def test_a_release_that_came_meanwhile_ends_the_night(settings, server, tmp_path
     assert late.outcome == "overtaken" and "release 3 came after the comparison with 2" in late.reason
     with ServerHome(server) as home:
         assert home.catalog.current().version == 3 and len(home.catalog.releases()) == 2
+        (_, before), (_, after) = home.release(2), home.release(3)
+    assert after.settings == before.settings, "devices go on to train as they do"
+    assert after.settings.half_life is None
+    assert after.found == load(tmp_path / "early" / early.run / "model").found, "what was found is the new model's own"
 
 
 def test_a_first_release_is_compared_with_nothing_but_chance_and_published_if_asked_for(settings, tmp_path):

@@ -16,7 +16,7 @@ from cloud import drift, shrinkage, tastes, training
 from cloud.datasets import read
 from cloud.training import predict, train
 from cloud.training_sets import training_set
-from device_runtime.bundle import RoundSettings
+from device_runtime.bundle import Found, RoundSettings
 from device_runtime.cli import main
 from device_runtime.errors import InputError, StoreError
 from device_runtime.metrics import auc
@@ -66,28 +66,34 @@ def test_what_it_was_validated_on_stays_beside_it(dataset, trained, tmp_path, mo
 
 
 def test_a_bundle_has_what_training_found_of_the_pool_unless_it_is_told(trained):
-    found = dataclasses.replace(trained, half_life=64.0, shrinkage=3.0)
-    given = Source.of(found, RoundSettings()).settings
-    assert (given.half_life, given.shrinkage) == (64, 3)
-    told = Source.of(found, RoundSettings(half_life=0.0, shrinkage=7.0)).settings
-    assert (told.half_life, told.shrinkage) == (0, 7)
+    found = dataclasses.replace(trained, found=Found(half_life=64.0, shrinkage=3.0))
+    for given, meant in (
+        (RoundSettings(), (64, 3)),
+        (RoundSettings(half_life=0.0), (0, 3)),
+        (RoundSettings(half_life=0.0, shrinkage=7.0), (0, 7)),
+    ):
+        source = Source.of(found, given)
+        assert source.settings == given, "what is left open stays so for the next model"
+        used = source.found.completing(source.settings)
+        assert (used.half_life, used.shrinkage) == meant
 
 
 def test_what_is_learned_beside_the_model_stays_beside_it_and_damaged_ones_are_refused(trained, dataset, tmp_path):
     out = tmp_path / "model"
-    found = train(dataset, out, msgspec.structs.replace(SETTINGS, epochs=1))
+    made = train(dataset, out, msgspec.structs.replace(SETTINGS, epochs=1))
     assert (out / BEYOND).exists()
-    assert found.tastes is None or found.tastes.shape == (len(dataset.items), tastes.WIDTH)
+    assert made.tastes is None or made.tastes.shape == (len(dataset.items), tastes.WIDTH)
     events = dataset.events
-    assert found.half_life == drift.half_life(events.contributor, events.item, events.timestamp, events.label)
-    held_out = training_set(dataset, found.model.schema, SETTINGS).held_out
-    logits = predict(found.model, held_out)
-    assert found.shrinkage == shrinkage.shrinkage(held_out.columns["item"], held_out.labels, logits)
+    days = drift.half_life(events.contributor, events.item, events.timestamp, events.label)
+    held_out = training_set(dataset, made.model.schema, SETTINGS).held_out
+    logits = predict(made.model, held_out)
+    count = shrinkage.shrinkage(held_out.columns["item"], held_out.labels, logits)
+    assert made.found == Found(days, count)
     written = {"taste": torch.ones(len(dataset.items), 2)}
     written |= {"half_life": torch.tensor([64.0]), "shrinkage": torch.tensor([3.0])}
     (out / BEYOND).write_bytes(save_file(written))
     again = load(out)
-    assert again.tastes.shape == (len(dataset.items), 2) and (again.half_life, again.shrinkage) == (64, 3)
+    assert again.tastes.shape == (len(dataset.items), 2) and again.found == Found(64.0, 3.0)
     (out / BEYOND).write_bytes(save_file({"taste": torch.ones(3, 2)}))
     with pytest.raises(StoreError, match=r"3 rows for \d+ items; delete it"):
         load(out)
@@ -96,7 +102,7 @@ def test_what_is_learned_beside_the_model_stays_beside_it_and_damaged_ones_are_r
         load(out)
     (out / BEYOND).unlink()
     older = load(out)
-    assert (older.tastes, older.half_life, older.shrinkage) == (None, None, None)
+    assert (older.tastes, older.found) == (None, Found())
 
 
 def test_the_same_seed_gives_the_same_model(dataset, trained, tmp_path):

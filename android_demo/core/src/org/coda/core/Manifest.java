@@ -180,7 +180,7 @@ public final class Manifest {
         settings = new RoundSettings(fields.object("settings"));
         answerKey = fields.string("answer_key");
         positiveAt = fields.number("positive_at", Double.NaN);
-        for (String about : new String[] {"training", "rank_weights", "metrics"}) { // for people
+        for (String about : new String[] {"found", "training", "rank_weights", "metrics"}) { // for the cloud and people
             fields.has(about);
         }
         fields.nothingElse();
