@@ -25,7 +25,7 @@ from device_runtime.identity import key_id, verify
 from device_runtime.messages import BundleRef
 from device_runtime.samples import Schema
 
-FORMAT = 2
+FORMAT = 3
 MAX_FILE = 256 << 20
 """Bytes of one file after decompression, at most."""
 
@@ -118,21 +118,22 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     "pooled": one sample an item, which says by how much labels differ from the cloud model's predictions, contributors
     near the user's profile weighing most (docs/adr/0008). "directory": samples of those parts of the bundle's directory
     that the local ones are near to; the query has a weight for each part, and no vector (docs/adr/0018). candidates:
-    samples in the answer, at most. answer_bytes: of the answer, for which the cloud sends fewer; 0 is no bound.
+    samples in the answer, at most. cover: of pooled ones there are only as many as are needed for this share of what
+    all would change (docs/adr/0023). answer_bytes: of the answer, for which the cloud sends fewer; 0 is no bound.
     neighbours: samples of the pool, nearest to the profile, that weigh in pooled labels. core: the rank up to which
     they weigh 1 each; after it weights fall as exp(-sharpness * lack of similarity), as do those of a directory's parts
-    for a local sample, and the odds of a sample within its part. shrinkage, near_shrinkage: samples
-    as predicted, at even odds, that an item's offset over the pool is shrunk by, and that over neighbours. half_life:
-    days after which a sample of the pool counts half in an item's offset, 0 for never. None for shrinkage or half-life
-    leaves it to what training found (`Found`).
-    tastes: pooled candidates are also moved by what the user's own labels say of them (docs/adr/0010).
+    for a local sample, and the odds of a sample within its part. shrinkage, near_shrinkage: samples as predicted, at
+    even odds, that an item's offset over the pool is shrunk by, and that over neighbours. half_life: days after which a
+    sample of the pool counts half in an item's offset, 0 for never. None for shrinkage or half-life leaves it to what
+    training found (`Found`). tastes: pooled candidates are also moved by what the user's own labels say of them
+    (docs/adr/0010).
 
     classifier_epochs, classifier_rate: of the filter's training; 0 epochs leave the classifier out. classifier_label:
     it sees labels, so that its boundary is one of what the user meets and likes, not only meets. calibration: its
     scores are calibrated on local samples that it has not seen. threshold: candidates below this probability of being
-    the user's own are dropped. keep: candidates kept, at most: those that are worth most (`filtering`). ratio_bound:
-    how many times as likely, or as unlikely, the classifier may call a candidate. density_weights: kept samples weigh
-    by their probability of being the user's own, instead of 1 each.
+    the user's own are dropped. keep: share of the candidates that is kept, at most: those that are worth most
+    (`filtering`). ratio_bound: how many times as likely, or as unlikely, the classifier may call a candidate.
+    density_weights: kept samples weigh by their probability of being the user's own, instead of 1 each.
 
     outside_weight: of a kept sample, before its density weight, a local one being 1. label_correction: before tuning,
     the mean of the labels is moved to that of the model's own predictions, for local and kept samples apart, so that
@@ -153,7 +154,8 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     matching: Literal["nearest", "pooled", "directory"] = "pooled"
     centroids: int = 8
-    candidates: int = 2000
+    candidates: int = 8000
+    cover: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.98
     answer_bytes: int = 0
     neighbours: int = 4096
     core: int = 500
@@ -169,7 +171,7 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     classifier_label: bool = True
     calibration: bool = False
     threshold: float = 0.0
-    keep: int = 1500
+    keep: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.9
     ratio_bound: float = 20.0
     density_weights: bool = False
     outside_weight: float = 2.0

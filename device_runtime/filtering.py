@@ -21,6 +21,7 @@ it could tell the sides apart at a glance.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -65,7 +66,7 @@ def filter_candidates(
     settings: RoundSettings,
     rng: np.random.Generator,
 ) -> Filtered:
-    """Train the classifier and keep the candidates inside its boundary that are worth most, at most `keep`.
+    """Train the classifier and keep the candidates inside its boundary that are worth most, at most a share `keep`.
 
     local_x, candidate_x: from `classifier_inputs`. initial: the classifier's weights as shipped. change: float64 [n],
     by how much the logits of candidates' labels differ from the model's; None where they are other users' samples.
@@ -125,14 +126,15 @@ def without_classifier(count: int, change: Float64 | None, settings: RoundSettin
     return Filtered(kept, np.full(count, 0.5, np.float32), np.ones(len(kept), np.float32))
 
 
-def _foremost(density: Float64, change: Float64 | None, inside: npt.NDArray[np.bool_], most: int) -> Int64:
-    """Positions, ascending, of those inside that are worth most; of equals, the first ones.
+def _foremost(density: Float64, change: Float64 | None, inside: npt.NDArray[np.bool_], share: float) -> Int64:
+    """Positions, ascending, of those inside that are worth most, at most this share of all; of equals, the first
+    ones.
 
     Ascending, so that a difference in the last digit of what two of them are worth changes nothing afterwards.
     """
     worth = density if change is None else density * change**2
     best = np.argsort(-worth, kind="stable")
-    return np.sort(best[inside[best]][:most])
+    return np.sort(best[inside[best]][: math.ceil(share * len(best))])
 
 
 def _labelled(x: Float32, label: float) -> Float32:

@@ -16,7 +16,7 @@ from device_runtime.engines.spec import GraphSpec
 from device_runtime.errors import EngineError, InputError, StoreError
 from device_runtime.quantized import widened
 from device_runtime.samples import Float32, Int32, SampleBatch
-from device_runtime.tables import LocalTable, Shard, features, shard_of
+from device_runtime.tables import TOGETHER, LocalTable, Shard, features, shard_of
 from device_runtime.trainer import scores
 from device_runtime.wire import Rows
 
@@ -189,10 +189,19 @@ class Model:
 
     def encode(self, samples: SampleBatch, table: LocalTable) -> Float32:
         """Embeddings, float32 [n, width], by the base weights: a personal encoder would not match the pool's."""
-        values = self.values("encode", self.base, table)
-        return scores(self.graph("encode"), values, features(samples, {VOCABULARY: table}))
+        return self._scores("encode", samples, table, self.base)
 
     def logits(self, samples: SampleBatch, table: LocalTable, weights: Weights) -> Float32:
         """float32 [n]."""
-        values = self.values("score", weights, table)
-        return scores(self.graph("score"), values, features(samples, {VOCABULARY: table}))
+        return self._scores("score", samples, table, weights)
+
+    def _scores(self, graph: str, samples: SampleBatch, table: LocalTable, weights: Weights) -> Float32:
+        """Graphs work out something of every row that they are given, so each part of the samples comes with its own
+        rows."""
+        found = []
+        for start in range(0, max(len(samples), 1), TOGETHER):
+            part = samples.take(slice(start, start + TOGETHER))
+            rows = table.of(part.ids(VOCABULARY)) if len(part) < len(samples) else table
+            values = self.values(graph, weights, rows)
+            found.append(scores(self.graph(graph), values, features(part, {VOCABULARY: rows})))
+        return np.concatenate(found)

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 
 from device_runtime.candidates import sigmoid
 from device_runtime.engines import Array
 from device_runtime.model import VOCABULARY, Model
 from device_runtime.samples import Float32, Float64, Int64, SampleBatch
-from device_runtime.tables import LocalTable, features
+from device_runtime.tables import TOGETHER, LocalTable, features
 from device_runtime.trainer import initial_state, scores, train
 
 _STILL = 1e-12
@@ -50,6 +51,11 @@ def sliced(model: Model) -> list[str]:
     return [t.name for t in model.spec("step").of("param", "attribute") if t.table == VOCABULARY]
 
 
+def _moving(model: Model) -> list[str]:
+    step = model.spec("step")
+    return [t.name for t in step.of("param") if t.table and t.name in step.carry.values()]
+
+
 def reach(
     model: Model,
     values: Mapping[str, Array],
@@ -69,16 +75,51 @@ def reach(
     rows with which directions are asked for. Rows that no gradient moves stay; a step that leads further away is not
     taken. Histories are those of the rows as they were.
     """
-    moving = [t.name for t in model.spec("step").of("param") if t.table and t.name in model.spec("step").carry.values()]
+    moving = _moving(model)
     if not moving or not len(samples):
         return dict(values)
-    columns, _ = apart(model, features(samples, {VOCABULARY: table}), values, len(table))
+    found = {n: np.array(values[n], np.float32) for n in moving}
+    length = np.sqrt(sum(_square(part[1:]) for part in found.values()))
+    far = _FAR * float(np.sqrt(np.mean(length**2))) if len(length) else 0.0
+    for start in range(0, len(samples), TOGETHER):  # every step of training copies the rows that it is given
+        part = samples.take(slice(start, start + TOGETHER))
+        rows = table.of(part.ids(VOCABULARY))
+        at = table.local(rows.ids)
+        moved = _reached(
+            model,
+            {**values, **{n: values[n][at] for n in sliced(model)}},
+            features(part, {VOCABULARY: rows}),
+            change[start : start + TOGETHER],
+            ~np.isin(at, still),
+            far,
+            steps=steps,
+            probe=probe,
+            rng=rng,
+        )
+        for n in moving:
+            found[n][at] = moved[n]
+    return {**values, **found}
+
+
+def _reached(
+    model: Model,
+    values: Mapping[str, Array],
+    columns: Mapping[str, Array],
+    change: Float64,
+    free: npt.NDArray[np.bool_],
+    far: float,
+    *,
+    steps: int,
+    probe: float,
+    rng: np.random.Generator,
+) -> Mapping[str, Float32]:
+    """The rows of some samples. values: cut to these rows. columns: the samples' features. free: bool [rows], whether
+    each may move. far: a step's length, at most."""
     [item] = [f.name for f in model.manifest.schema.features if f.kind == "id" and f.vocabulary == VOCABULARY]
     at = columns[item].astype(np.int64)
-    free = ~np.isin(at, still)
+    columns, _ = apart(model, columns, values, len(free))
+    moving = _moving(model)
     rows: dict[str, Float32] = {n: np.asarray(values[n], np.float32) for n in moving}
-    length = np.sqrt(sum(_square(part[1:]) for part in rows.values()))
-    far = _FAR * float(np.sqrt(np.mean(length**2))) if len(length) else 0.0
 
     def placed(rows: Mapping[str, Array]) -> dict[str, Array]:
         whole = {**values, **rows}
@@ -105,9 +146,9 @@ def reach(
             rng=rng,
             table_rate=probe,
         )
-        direction = {n: trained[n][: len(table)].astype(np.float32) - rows[n] for n in moving}
+        direction = {n: trained[n][: len(free)].astype(np.float32) - rows[n] for n in moving}
         moved = logits({n: rows[n] + direction[n] for n in moving}) - now
-        times = np.where(free & (moved * lacking > 0), lacking / np.where(moved == 0, 1, moved), 0)
+        times = np.where(free[at] & (moved * lacking > 0), lacking / np.where(moved == 0, 1, moved), 0)
         size = np.sqrt(sum(_square(part[at]) for part in direction.values()))
         times = np.minimum(times, far / np.maximum(size, 1e-12))
         tried = _stepped(rows, direction, at, times)
@@ -115,7 +156,7 @@ def reach(
         times[np.abs(goal - then) > np.abs(lacking)] = 0
         rows = _stepped(rows, direction, at, times)
         now = np.where(times > 0, then, now)
-    return {**values, **rows}
+    return rows
 
 
 def _stepped(

@@ -20,6 +20,8 @@ from device_runtime.samples import PADDING, Int32, Int64, Ragged, SampleBatch
 from device_runtime.wire import Rows
 
 Tensors = dict[str, npt.NDArray[np.generic]]
+TOGETHER = 512
+"""Samples that are computed with at a time, with the rows that these mention."""
 
 
 def shard_of(key: str, shards: int) -> int:
@@ -109,6 +111,12 @@ class LocalTable:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def of(self, ids: Int32) -> LocalTable:
+        """Only these rows, and padding. Raises: InputError: an id is not in the table."""
+        wanted = np.union1d(ids, [PADDING]).astype(np.int32)
+        at = self.local(wanted)
+        return LocalTable(wanted, {name: tensor[at] for name, tensor in self.tensors.items()})
 
     def local(self, ids: npt.NDArray[np.integer]) -> Int64:
         """Global ids -> local rows, any shape. Raises: InputError: an id is not in the table."""

@@ -193,7 +193,7 @@ def with_directory(published: Published, folder: Path, version: int = 3, order: 
     held = load(BlobStore(folder / "blobs").read(manifest.weights)) | {TENSOR: np.ascontiguousarray(stored[::order])}
     weights, data = pack_file(save(held), True)
     (folder / "blobs" / weights.sha256).write_bytes(data)
-    settings = RoundSettings(matching="directory", candidates=60, keep=30, row_steps=0)
+    settings = RoundSettings(matching="directory", candidates=60, keep=0.5, row_steps=0)
     reversion(folder, published, version, weights=weights, settings=settings)
     assert msgspec.json.decode((folder / "bundle.json").read_bytes())["version"] == version
     return folder

@@ -33,7 +33,7 @@ from device_runtime.wire import MatchAnswer, MatchQuery, decode_answer, encode_q
 
 _Value = TypeVar("_Value")
 ANSWERED = (
-    *("matching", "centroids", "candidates", "answer_bytes", "neighbours", "core", "sharpness"),
+    *("matching", "centroids", "candidates", "cover", "answer_bytes", "neighbours", "core", "sharpness"),
     *("shrinkage", "near_shrinkage", "half_life"),
 )
 """Settings that an answer depends on."""
@@ -159,11 +159,14 @@ class Device:
         return self.stage(f"own {name}" + ("" if used.tastes else " no tastes"), own)
 
     def random(self) -> SampleBatch:
-        """As many samples of others, drawn at random."""
+        """As many samples of others as the round is offered, drawn at random."""
+        used = set(self._used)
+        count = len(self.matched())
+        self._used = used  # what it takes to know the number is no cost of theirs
 
         def draw() -> bytes:
             others = self.cloud.others(self.pool, self.token)
-            picked = self.rng("random").permutation(len(others))[: self.settings.candidates]
+            picked = self.rng("random").permutation(len(others))[:count]
             return self.cloud.answer(self.pool.gather(np.sort(others[picked])), self.held_shards)
 
         return self.received("random", draw)

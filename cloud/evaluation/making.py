@@ -18,6 +18,7 @@ from cloud.evaluation.cloud_side import DIRECTORY, PARTS, PREDICTED, RUNNING, Cl
 from cloud.evaluation.protocols import Split
 from cloud.matching import Parts
 from cloud.pool import Pool, Tokens
+from device_runtime import bundle as manifests
 from device_runtime.bundle import BlobStore, RoundSettings, write_atomically
 from device_runtime.engines import open_engine
 from device_runtime.identity import Signer
@@ -108,7 +109,7 @@ def _names(split: Split, work: Path, settings: TrainSettings) -> tuple[Path, Pat
     """By all that they depend on: events, vocabulary, settings, and the code that trains and exports."""
     digest = hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(settings, threads=0)))
     root = Path(export.__file__).parent
-    code = (Path(m.__file__ or "") for m in (training, training_sets, tastes, drift, shrinkage, careful))
+    code = (Path(m.__file__ or "") for m in (training, training_sets, tastes, drift, shrinkage, careful, manifests))
     digest.update(code_digest([*root.rglob("*.py"), *code]).encode())
     digest.update("\0".join(split.cloud.items).encode())
     _update(digest, split.cloud)

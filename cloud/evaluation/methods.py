@@ -5,6 +5,7 @@ To add one: write such a function over `Device`'s stages and name it in `METHODS
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -94,7 +95,8 @@ def coda(device: Device, name: str = "coda", *, by_chance: bool = False, **off: 
         found = device.filtered(candidates, change, tuning, settings, "" if same else name)
         chosen, weight = candidates.take(found.kept), found.weights
     else:
-        chosen = candidates.take(np.sort(device.rng("keep").permutation(len(candidates))[: settings.keep]))
+        most = math.ceil(settings.keep * len(candidates))
+        chosen = candidates.take(np.sort(device.rng("keep").permutation(len(candidates))[:most]))
         weight = np.ones(len(chosen), np.float32)
     tuned = device.tuned(tuning, device.parts.train, chosen, weight, settings)
     return device.judged(name, tuned, settings, chosen, weight)
@@ -136,7 +138,7 @@ NEAREST: dict[str, Any] = {
     "matching": "nearest",
     "candidates": 400,
     "threshold": 0.5,
-    "keep": 100,
+    "keep": 0.25,
     "density_weights": True,
     "ratio_bound": 1.5,
     "outside_weight": 0.3,

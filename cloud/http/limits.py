@@ -49,7 +49,7 @@ class ServerLimits:
     max_contribution_bytes: int = 8 << 20
     max_table_bytes: int = 256 << 20
     max_contribution_samples: int = 20_000
-    max_candidates: int = 5_000
+    max_candidates: int = 10_000
     max_centroids: int = 64
     clock_skew_s: int = 300
     body_timeout_s: float = 30.0

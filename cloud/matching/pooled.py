@@ -21,7 +21,7 @@ from cloud.matching.unexplained import Knowledge, Whole, items_of, total
 from cloud.pool import Pool, Segment, Snapshot
 from cloud.shrinkage import EVEN, MOST
 from device_runtime.bundle import RoundSettings
-from device_runtime.candidates import as_labels
+from device_runtime.candidates import LARGEST_OFFSET, as_labels
 from device_runtime.errors import InputError
 from device_runtime.samples import Column, Float32, Float64, Int64, Ragged, SampleBatch, Schema
 from device_runtime.wire import MatchQuery, in_steps
@@ -69,12 +69,13 @@ def by_search(store: MatchStore) -> Near:
 def pooled(
     pool: Pool, near: Near, query: MatchQuery, exclude: int, settings: RoundSettings, whole: Together
 ) -> tuple[SampleBatch, str]:
-    """The candidates for a query, by ascending item, and why there are fewer than asked for ("" if there are not).
+    """The candidates for a query, by ascending item, and why there are fewer than it asks for: "" if there are not, or
+    if fewer cover what is wanted.
 
     A label is an offset (`device_runtime.candidates.as_labels`); histories are empty. query: its first vector is the
     profile; without one, all contributors count alike. exclude: token of the asking contributor; none of its samples
     counts, nor any that the pool hides. near: `by_profiles`, or `by_search`. Items are preferred by how much their
-    offsets change: squares, times samples.
+    offsets change: squares, times samples; and there are as few as make up the settings' `cover` of all change.
 
     Raises:
         InputError: samples have features other than the item and histories.
@@ -108,9 +109,8 @@ def pooled(
             item, residual, variance, weight = map(np.concatenate, zip(*parts, strict=True))
             moved = total(item, weight * (residual - variance * offset[item]), count)
             offset += moved / (total(item, weight * variance, count) + EVEN * settings.near_shrinkage)
-    picked = _foremost(met, offset, query.limit)
-    short = query.limit - len(picked)
-    reason = f"the pool has only {len(picked)} items of other contributors" if short else ""
+    picked, enough = _foremost(met, offset, query.limit, settings.cover)
+    reason = "" if enough else f"the pool has only {len(picked)} items of other contributors"
     return _batch(pool.schema, picked, in_steps(as_labels(offset[picked]))), reason
 
 
@@ -122,17 +122,25 @@ def kernel(similarities: Float32, settings: RoundSettings) -> Float64:
     return weights
 
 
-def _foremost(met: Float64, offset: Float64, most: int) -> Int64:
-    """int64, ascending: the items that were met and whose offsets change most; of equals those met most, then the
-    first ones. Sorts equals only: there are a catalogue's items, of which few are asked for."""
+def _foremost(met: Float64, offset: Float64, most: int, cover: float) -> tuple[Int64, bool]:
+    """(int64, ascending: the items that were met and whose offsets change most; whether these are as many as are asked
+    for, or cover what is wanted). Of equals those met most, then the first ones. Sorts equals and bare numbers only:
+    there are a catalogue's items."""
     items = np.flatnonzero(met[1:] > NOTHING) + 1
-    if len(items) <= most or not most:
-        return items[:most]
-    change = met[items] * offset[items] ** 2
-    least = np.partition(change, len(change) - most)[len(change) - most]
+    change = met[items] * np.clip(offset[items], -LARGEST_OFFSET, LARGEST_OFFSET) ** 2
+    left = np.cumsum(np.sort(change))
+    needed = len(items)
+    if cover < 1 and needed and left[-1] > 0:
+        needed -= int(np.searchsorted(left, (1 - cover) * left[-1], side="right"))
+    count = min(needed, most)
+    if count == len(items):
+        return items, count == most
+    if not count:
+        return items[:0], True
+    least = np.partition(change, len(change) - count)[len(change) - count]
     above, equal = items[change > least], items[change == least]
-    equal = equal[np.argsort(-met[equal], kind="stable")][: most - len(above)]
-    return np.union1d(above, equal)
+    equal = equal[np.argsort(-met[equal], kind="stable")][: count - len(above)]
+    return np.union1d(above, equal), True
 
 
 def _batch(schema: Schema, items: Int64, labels: Float32) -> SampleBatch:

@@ -10,7 +10,7 @@ from device_runtime.model import Model
 from device_runtime.query import centroids, profile, vectors
 from tests.export.conftest import bundle, engines, small_din  # noqa: F401  (fixtures)
 
-SETTINGS = RoundSettings(classifier_epochs=20, classifier_rate=0.05, threshold=0.5, keep=120)
+SETTINGS = RoundSettings(classifier_epochs=20, classifier_rate=0.05, threshold=0.5, keep=0.5)
 
 
 def _unit(x):
@@ -112,7 +112,7 @@ def test_hardly_any_candidates_are_no_trouble(model, rng, count):
 
 def _filtered(model, local, candidates, rng, change=None, **settings):
     graphs = model.graph("classifier_score"), model.graph("classifier_step")
-    given = RoundSettings(**{"classifier_epochs": 20, "classifier_rate": 0.05} | settings)
+    given = RoundSettings(**{"classifier_epochs": 20, "classifier_rate": 0.05, "keep": 1.0} | settings)
     return filter_candidates(*graphs, model.classifier, local, candidates, change, given, rng)
 
 
@@ -124,13 +124,13 @@ def test_of_pooled_candidates_those_are_kept_that_change_most_of_what_the_user_w
     soft = classifier_inputs(pool, np.full(160, 0.5, np.float32), 0)
     change = rng.choice([-1.0, 1.0], 160) * np.tile([0.1, 0.5], 80)
     near, large = np.arange(160) < 80, np.abs(change) > 0.3
-    found = _filtered(model, local, soft, rng, change, keep=40)
+    found = _filtered(model, local, soft, rng, change, keep=0.25)
     assert near[found.kept].all() and large[found.kept].all(), "near the user, and not as the model has it"
-    indifferent = _filtered(model, local, soft, rng, keep=80)
+    indifferent = _filtered(model, local, soft, rng, keep=0.5)
     assert near[indifferent.kept].all() and large[indifferent.kept].mean() == 0.5
-    unfiltered = _filtered(model, local, soft, rng, change, keep=80, classifier_epochs=0)
+    unfiltered = _filtered(model, local, soft, rng, change, keep=0.5, classifier_epochs=0)
     assert large[unfiltered.kept].all() and near[unfiltered.kept].mean() == 0.5
-    huge = _filtered(model, local, soft, rng, np.where(near, change, 100.0), keep=40)
+    huge = _filtered(model, local, soft, rng, np.where(near, change, 100.0), keep=0.25)
     assert not near[huge.kept].any(), "what would change the model very much is kept all the same"
 
 
@@ -161,8 +161,8 @@ def test_soft_labels_alone_tell_nobody_apart(model, rng):
 def test_without_the_classifier_candidates_are_kept_in_order(model, rng):
     width = model.manifest.width - model.manifest.filter_from
     x = classifier_inputs(_unit(rng.normal(size=(30, width))), np.linspace(0, 1, 30).astype(np.float32), 0)
-    found = _filtered(model, x, x, rng, classifier_epochs=0, keep=20)
-    assert found.kept.tolist() == list(range(20)) and (found.weights == 1).all()
+    found = _filtered(model, x, x, rng, classifier_epochs=0, keep=0.5)
+    assert found.kept.tolist() == list(range(15)) and (found.weights == 1).all()
 
 
 def _known_odds(model, rng, share, count):

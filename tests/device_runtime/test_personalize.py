@@ -6,6 +6,8 @@ import msgspec
 import numpy as np
 import pytest
 
+from device_runtime import model as models
+from device_runtime import reach as reaching
 from device_runtime.bundle import BlobStore, RoundSettings
 from device_runtime.candidates import as_labels, as_own, offsets, own_taste, sigmoid, with_history_of
 from device_runtime.engines import open_engine
@@ -367,6 +369,16 @@ def test_more_row_steps_come_nearer(model, rng):
         _, _, _, moved, asked = lifted(model, np.random.default_rng(5), row_steps=steps)
         lacking.append(np.abs(moved - asked).mean())
     assert lacking[1] < lacking[0]
+
+
+def test_many_candidates_are_gone_through_in_parts_that_bring_their_own_rows(model, monkeypatch):
+    _, _, whole, moved, asked = lifted(model, np.random.default_rng(5), row_steps=3)
+    monkeypatch.setattr(reaching, "TOGETHER", 7)
+    monkeypatch.setattr(models, "TOGETHER", 7)
+    _, _, parts, also_moved, also_asked = lifted(model, np.random.default_rng(5), row_steps=3)
+    np.testing.assert_allclose(asked, also_asked, atol=1e-6, err_msg="logits are those of all rows at once")
+    assert parts.rows.ids.tolist() == whole.rows.ids.tolist()
+    assert np.median(np.abs(also_moved - asked)) < 1e-3 and np.corrcoef(also_moved, moved)[0, 1] > 0.9
 
 
 def test_nothing_moves_where_nothing_is_to_change(model, rng):

@@ -32,6 +32,16 @@ def test_an_id_without_a_row_is_named():
         table.local(np.array([3, 4]))
 
 
+def test_a_table_of_some_rows_has_these_and_padding():
+    whole = LocalTable.build(np.array([3, 7, 9], np.int32), [_rows(3, 7, 9)], PADDING)
+    some = whole.of(np.array([9, 3], np.int32))
+    assert some.ids.tolist() == [0, 3, 9] and some.local(np.array([9])).tolist() == [2]
+    for name, tensor in some.tensors.items():
+        np.testing.assert_array_equal(tensor, whole.tensors[name][[0, 1, 3]])
+    with pytest.raises(InputError, match="1 ids are not in the local table, among them 8"):
+        whole.of(np.array([8], np.int32))
+
+
 def test_a_shard_comes_back_with_keys_of_any_script():
     keys = ("42", "Amélie", "千と千尋", "")
     shard = Shard(np.array([1, 5, 6, 9], np.int32), keys, _rows(1, 5, 6, 9).tensors)

@@ -59,8 +59,8 @@ def test_a_manifest_of_another_format_asks_for_an_update(bundle, tmp_path):
     from device_runtime.bundle import parse_manifest
 
     _, manifest = bundle
-    other = json.loads(to_json(manifest)) | {"format": 3, "something": "new"}
-    with pytest.raises(WireError, match="format 3; this program reads format 2"):
+    other = json.loads(to_json(manifest)) | {"format": 4, "something": "new"}
+    with pytest.raises(WireError, match="format 4; this program reads format 3"):
         parse_manifest(json.dumps(other).encode(), 3)
 
 

@@ -3,6 +3,7 @@ import pytest
 
 from cloud.matching import ExactStore, FaissStore, Knowledge, by_profiles, by_search, pooled
 from cloud.matching.pooled import kernel
+from cloud.matching.unexplained import items_of
 from cloud.pool import Pool
 from device_runtime.bundle import RoundSettings
 from device_runtime.candidates import LARGEST_OFFSET, offsets
@@ -49,7 +50,7 @@ def ask(pool, near="profiles", taste=0, limit=100, exclude=0, predict=half, **se
     profile = TASTES[taste : taste + 1] if taste is not None else TASTES[:0]
     query = MatchQuery("encoder", profile, limit, NONE)
     given = RoundSettings(
-        **{"core": 50, "neighbours": 600, "near_shrinkage": settings.get("shrinkage", 10.0)} | settings
+        **{"core": 50, "neighbours": 600, "near_shrinkage": settings.get("shrinkage", 10.0), "cover": 1.0} | settings
     )
     known = Knowledge(predict, predict.__name__, PERSON, given.half_life or 0.0)
     return pooled(pool, NEAR[near](pool, known), query, exclude, given, known.whole)
@@ -107,7 +108,7 @@ def test_what_a_contributor_erased_does_not_count_and_nothing_is_predicted_again
 
     fill(made, np.array([2, 2, 3]), np.array([1, 0, 1]), np.array([7, 8, 8]), [0, 0, 0])
     known, query = Knowledge(counting, "model", PERSON), MatchQuery("encoder", TASTES[:1], 100, NONE)
-    settings = RoundSettings(shrinkage=1.0, near_shrinkage=1.0)
+    settings = RoundSettings(shrinkage=1.0, near_shrinkage=1.0, cover=1.0)
     before, _ = pooled(made, NEAR[near](made, known), query, 0, settings, known.whole)
     assert before.columns["item"].tolist() == [2, 3] and abs(offsets(before.labels)[0]) < 1.001 * STEP
     made.erase(8, now=1)
@@ -145,6 +146,31 @@ def test_the_limit_keeps_what_the_model_is_most_wrong_about(pool):
     assert len(found) == ITEMS + 1 and reason == "" and ITEMS + 1 not in found.columns["item"]
     assert ask(pool, limit=1)[0].columns["item"].tolist() == [ITEMS + 2]
     assert len(ask(pool, limit=0)[0]) == 0
+
+
+def test_as_few_candidates_as_cover_what_is_wanted_of_all_change(pool):
+    everything, _ = ask(pool)
+    change = np.bincount(np.concatenate([items_of(s) for s in pool.segments]), minlength=ITEMS + 1)[1:]
+    change = np.sort(change * offsets(everything.labels) ** 2)[::-1]
+    for cover in (0.5, 0.9, 0.99):
+        some, reason = ask(pool, cover=cover)
+        needed = int(np.argmax(np.cumsum(change) >= cover * change.sum())) + 1
+        assert abs(len(some) - needed) <= 1, "but for the steps of the wire"
+        assert len(some) < ITEMS and reason == "", "nothing is short"
+        assert set(some.columns["item"]) < set(everything.columns["item"])
+    few, reason = ask(pool, cover=0.99, limit=3)
+    assert len(few) == 3 and reason == "", "and never more than are asked for"
+
+
+def test_items_that_everybody_likes_do_not_outweigh_all_others(pool):
+    """What an offset says is bounded on the wire, and so is what it counts."""
+
+    def never(samples):
+        return np.where(samples.columns["item"] > ITEMS, 1e-3, 0.5).astype(np.float32)
+
+    fill(pool, np.full(40, ITEMS + 1), np.ones(40), np.full(40, 2), np.zeros(40, int))
+    found, _ = ask(pool, cover=0.95, predict=never, shrinkage=0.1)
+    assert offsets(found.labels).max() == LARGEST_OFFSET and len(found) > ITEMS / 2
 
 
 def test_weights_fall_from_the_core_on():

@@ -183,8 +183,8 @@ final class Filtering {
         return new Filtering(kept, Floats.filled(count, 0.5f), Floats.filled(kept.length, 1));
     }
 
-    /** Positions, ascending, of those inside that are worth most; of equals, the first ones. */
-    private static int[] foremost(float[] density, double[] change, boolean[] inside, int most) {
+    /** Positions, ascending, of those inside that are worth most, at most this share of all; of equals, the first ones. */
+    private static int[] foremost(float[] density, double[] change, boolean[] inside, double share) {
         final double[] worth = new double[density.length];
         List<Integer> order = new ArrayList<>();
         for (int i = 0; i < worth.length; i++) {
@@ -199,7 +199,7 @@ final class Filtering {
                 return Double.compare(worth[b], worth[a]);
             }
         });
-        int[] kept = new int[Math.min(most, order.size())];
+        int[] kept = new int[Math.min((int) Math.ceil(share * worth.length), order.size())];
         for (int i = 0; i < kept.length; i++) {
             kept[i] = order.get(i);
         }

@@ -13,7 +13,7 @@ import java.util.Map;
  * is pure: bytes in, verdict out.
  */
 public final class Manifest {
-    public static final int FORMAT = 2;
+    public static final int FORMAT = 3;
     private static final int MOST = 16 << 20;
     private static final int MOST_FILE = 256 << 20;
     private static final byte[] NOTHING = {};

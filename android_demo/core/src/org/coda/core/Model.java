@@ -295,12 +295,24 @@ public final class Model implements Closeable {
 
     /** Embeddings, float32 [n, width], by the base weights: a personal encoder would not match the pool's. */
     Tensor encode(SampleBatch samples, LocalTable table) {
-        return Trainer.scores(graph("encode"), values("encode", base, table), Tables.features(samples, table));
+        return scores("encode", samples, table, base);
     }
 
     /** float32 [n]. */
     float[] logits(SampleBatch samples, LocalTable table, Weights weights) {
-        Map<String, Tensor> values = values("score", weights, table);
-        return Trainer.scores(graph("score"), values, Tables.features(samples, table)).floats;
+        return scores("score", samples, table, weights).floats;
+    }
+
+    /** Graphs work out something of every row that they are given, so each part of the samples comes with its own. */
+    private Tensor scores(String graph, SampleBatch samples, LocalTable table, Weights weights) {
+        Tensor found = null;
+        int n = samples.size();
+        for (int start = 0; found == null || start < n; start += LocalTable.TOGETHER) {
+            SampleBatch part = samples.take(Ints.range(start, Math.min(start + LocalTable.TOGETHER, n)));
+            LocalTable rows = part.size() < n ? table.of(part.ids(VOCABULARY)) : table;
+            Tensor some = Trainer.scores(graph(graph), values(graph, weights, rows), Tables.features(part, rows));
+            found = found == null ? some : Tensor.join(found, some);
+        }
+        return found;
     }
 }

@@ -4,6 +4,7 @@ import org.coda.core.GraphSpec.TensorSpec;
 import org.coda.core.Tables.LocalTable;
 
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -20,19 +21,26 @@ final class Reach {
     private final Model model;
     private final Map<String, Tensor> values;
     private final Map<String, Tensor> columns;
-    private final List<String> moving = new ArrayList<>();
+    private final List<String> moving;
 
+    /** values: cut to the rows of the table. */
     private Reach(Model model, Map<String, Tensor> values, LocalTable table, SampleBatch samples) {
         this.model = model;
         this.values = values;
         columns = Tables.features(samples, table);
         apart(model, columns, table.ids.length);
+        moving = moving(model);
+    }
+
+    private static List<String> moving(Model model) {
         GraphSpec spec = model.spec("step");
+        List<String> found = new ArrayList<>();
         for (TensorSpec tensor : spec.of("param")) {
             if (!tensor.table.isEmpty() && spec.carry.containsValue(tensor.name)) {
-                moving.add(tensor.name);
+                found.add(tensor.name);
             }
         }
+        return found;
     }
 
     /** Let histories point to a second copy of every row, which may train and is thrown away; see {@link #doubled}. */
@@ -77,27 +85,49 @@ final class Reach {
      */
     static Map<String, Tensor> reach(Model model, RoundSettings settings, Map<String, Tensor> values, LocalTable table,
             SampleBatch samples, double[] change, long[] still, Pcg64 random) {
-        Reach reach = new Reach(model, values, table, samples);
         Map<String, Tensor> found = new LinkedHashMap<>(values);
-        if (!reach.moving.isEmpty() && samples.size() > 0) {
-            found.putAll(reach.rows(settings, change, still, table.ids.length, random));
+        List<String> moving = moving(model);
+        for (String name : moving) {
+            found.put(name, values.get(name).copy());
+        }
+        double far = FAR * rootMeanSquare(values, moving, table.ids.length);
+        boolean[] stays = new boolean[table.ids.length];
+        for (long row : still) {
+            stays[(int) row] = true;
+        }
+        for (int start = 0; start < samples.size() && !moving.isEmpty(); start += LocalTable.TOGETHER) {
+            int end = Math.min(start + LocalTable.TOGETHER, samples.size());
+            SampleBatch part = samples.take(Ints.range(start, end));
+            LocalTable rows = table.of(part.ids(Model.VOCABULARY));
+            int[] at = Ints.of(table.local(rows.ids));
+            Map<String, Tensor> cut = new LinkedHashMap<>(values);
+            for (String name : sliced(model)) {
+                cut.put(name, values.get(name).take(at));
+            }
+            boolean[] free = new boolean[at.length];
+            for (int i = 0; i < at.length; i++) {
+                free[i] = !stays[at[i]];
+            }
+            Map<String, Tensor> moved = new Reach(model, cut, rows, part)
+                    .rows(settings, Arrays.copyOfRange(change, start, end), free, far, random);
+            for (String name : moving) {
+                Tensor whole = found.get(name);
+                for (int i = 0; i < at.length; i++) {
+                    whole.put(at[i], moved.get(name), i, whole.width());
+                }
+            }
         }
         return found;
     }
 
-    private Map<String, Tensor> rows(RoundSettings settings, double[] change, long[] still, int height,
+    private Map<String, Tensor> rows(RoundSettings settings, double[] change, boolean[] free, double far,
             Pcg64 random) {
         long[] at = columns.get(item()).longs;
         int n = at.length;
-        boolean[] stays = new boolean[height];
-        for (long row : still) {
-            stays[(int) row] = true;
-        }
         Map<String, Tensor> rows = new LinkedHashMap<>();
         for (String name : moving) {
             rows.put(name, values.get(name));
         }
-        double far = FAR * rootMeanSquare(rows, height);
         double[] now = logits(rows);
         double[] goal = new double[n];
         for (int i = 0; i < n; i++) {
@@ -113,7 +143,7 @@ final class Reach {
             Map<String, Tensor> direction = new LinkedHashMap<>();
             Map<String, Tensor> probed = new LinkedHashMap<>();
             for (String name : moving) {
-                Tensor difference = trained.get(name).take(Ints.range(0, height));
+                Tensor difference = trained.get(name).take(Ints.range(0, free.length));
                 Tensor there = rows.get(name).copy();
                 for (int i = 0; i < difference.size(); i++) {
                     difference.floats[i] -= there.floats[i];
@@ -127,7 +157,7 @@ final class Reach {
             for (int i = 0; i < n; i++) {
                 double lacking = goal[i] - now[i];
                 double went = moved[i] - now[i];
-                times[i] = !stays[(int) at[i]] && went * lacking > 0 ? lacking / went : 0;
+                times[i] = free[(int) at[i]] && went * lacking > 0 ? lacking / went : 0;
                 times[i] = Math.min(times[i], far / Math.max(length(direction, (int) at[i]), 1e-12));
             }
             double[] then = logits(stepped(rows, direction, at, times));
@@ -197,7 +227,11 @@ final class Reach {
     }
 
     /** Of the lengths of all rows but padding. */
-    private static double rootMeanSquare(Map<String, Tensor> parts, int height) {
+    private static double rootMeanSquare(Map<String, Tensor> values, List<String> names, int height) {
+        Map<String, Tensor> parts = new LinkedHashMap<>();
+        for (String name : names) {
+            parts.put(name, values.get(name));
+        }
         double sum = 0;
         for (int row = 1; row < height; row++) {
             sum += square(parts, row);

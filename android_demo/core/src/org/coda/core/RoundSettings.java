@@ -18,7 +18,7 @@ public final class RoundSettings {
     public final boolean classifierLabel;
     public final boolean calibration;
     public final double threshold;
-    public final int keep;
+    public final double keep;
     public final double ratioBound;
     public final boolean densityWeights;
     public final double outsideWeight;
@@ -43,7 +43,7 @@ public final class RoundSettings {
         matching = fields.has("matching") ? fields.oneOf("matching", "nearest", "pooled", "directory") : "pooled";
         pooled = matching.equals("pooled");
         centroids = fields.int32("centroids", 8);
-        candidates = fields.int32("candidates", 2000);
+        candidates = fields.int32("candidates", 8000);
         sharpness = fields.number("sharpness", 12);
         tastes = fields.flag("tastes", true);
         minLocal = fields.int32("min_local", 4);
@@ -53,7 +53,7 @@ public final class RoundSettings {
         classifierLabel = fields.flag("classifier_label", true);
         calibration = fields.flag("calibration", false);
         threshold = fields.number("threshold", 0);
-        keep = fields.int32("keep", 1500);
+        keep = fields.number("keep", 0.9);
         ratioBound = fields.number("ratio_bound", 20);
         densityWeights = fields.flag("density_weights", false);
         outsideWeight = fields.number("outside_weight", 2);
@@ -69,7 +69,7 @@ public final class RoundSettings {
         tolerance = fields.number("tolerance", 2);
         partial = fields.number("partial", 0.5);
         learnHeldOut = fields.flag("learn_held_out", true);
-        String[] ofServer = {"answer_bytes", "neighbours", "core", "shrinkage", "near_shrinkage", "half_life"};
+        String[] ofServer = {"cover", "answer_bytes", "neighbours", "core", "shrinkage", "near_shrinkage", "half_life"};
         for (String name : ofServer) {
             fields.has(name);
         }

@@ -121,6 +121,9 @@ final class Tables {
 
     /** The rows in use, numbered from 1 in ascending order of their ids; row 0 is padding. */
     static final class LocalTable {
+        /** Samples that are computed with at a time, with the rows that these mention. */
+        static final int TOGETHER = 512;
+
         final int[] ids;
         /** float32 weights and int64 attributes. */
         final Map<String, Tensor> tensors;
@@ -184,6 +187,17 @@ final class Tables {
             for (int i = 0; i < count; i++) {
                 found[into[i]] = true;
             }
+        }
+
+        /** Only these rows, and padding. Raises: InputError: an id is not in the table. */
+        LocalTable of(int[] wanted) {
+            int[] only = Ints.distinct(Ints.join(new int[1], wanted));
+            int[] at = Ints.of(local(only));
+            Map<String, Tensor> cut = new LinkedHashMap<>();
+            for (Map.Entry<String, Tensor> each : tensors.entrySet()) {
+                cut.put(each.getKey(), each.getValue().take(at));
+            }
+            return new LocalTable(only, cut);
         }
 
         /** Global ids -> local rows. Raises: InputError: an id is not in the table. */
