@@ -122,8 +122,9 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     all would change (docs/adr/0023). answer_bytes: of the answer, for which the cloud sends fewer; 0 is no bound.
     neighbours: samples of the pool, nearest to the profile, that weigh in pooled labels. core: the rank up to which
     they weigh 1 each; after it weights fall as exp(-sharpness * lack of similarity), as do those of a directory's parts
-    for a local sample, and the odds of a sample within its part. shrinkage, near_shrinkage: samples as predicted, at
-    even odds, that an item's offset over the pool is shrunk by, and that over neighbours. half_life: days after which a
+    for a local sample, and the odds of a sample within its part. shrinkage, near_shrinkage, age_shrinkage: samples as
+    predicted, at even odds, that an item's offset over the pool is shrunk by, and that over neighbours, and that of all
+    items of an age, which the first is shrunk toward. half_life: days after which a
     sample of the pool counts half in an item's offset, 0 for never. None for shrinkage or half-life leaves it to what
     training found (`Found`). tastes: pooled candidates are also moved by what the user's own labels say of them
     (docs/adr/0010).
@@ -162,6 +163,7 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sharpness: float = 12.0
     shrinkage: Annotated[float, msgspec.Meta(ge=0)] | None = None
     near_shrinkage: float = 30.0
+    age_shrinkage: float = 1000.0
     half_life: Annotated[float, msgspec.Meta(ge=0)] | None = None
     tastes: bool = True
     min_local: int = 4

@@ -34,7 +34,7 @@ from device_runtime.wire import MatchAnswer, MatchQuery, decode_answer, encode_q
 _Value = TypeVar("_Value")
 ANSWERED = (
     *("matching", "centroids", "candidates", "cover", "answer_bytes", "neighbours", "core", "sharpness"),
-    *("shrinkage", "near_shrinkage", "half_life"),
+    *("shrinkage", "near_shrinkage", "age_shrinkage", "half_life"),
 )
 """Settings that an answer depends on."""
 

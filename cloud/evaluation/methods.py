@@ -182,6 +182,10 @@ METHODS: dict[str, Method] = {
     "coda-no-drift": Method(
         partial(coda, name="coda-no-drift", half_life=0.0), "CoDA whose pool's samples count alike, however old"
     ),
+    "coda-no-ages": Method(
+        partial(coda, name="coda-no-ages", age_shrinkage=1e9),
+        "CoDA whose offsets are shrunk toward nothing, whatever their age",
+    ),
     "coda-fixed-shrinkage": Method(
         partial(coda, name="coda-fixed-shrinkage", shrinkage=MOST), "CoDA whose offsets are shrunk alike on all data"
     ),

@@ -5,8 +5,9 @@ candidates carry *offsets*: by how much the logits of likes differ from the mode
 since the pool began, moved to that over those samples whose contributors are near the user's profile (Nadaraya, 1964;
 Watson, 1964). Older samples weigh less where `cloud.drift` found that they say less. An estimate is one step of
 Newton's method from the model's predictions p: the sum of residuals, label minus p, over that of p (1 - p). Both are
-shrunk, so an item that hardly anybody met says nothing. What is of many contributors has no history: the device puts in
-its user's own, and adds the offset to the model's logit for that user.
+shrunk: an item that hardly anybody met is taken to be as all are that were first liked as long ago (docs/adr/0024).
+What is of many contributors has no history: the device puts in its user's own, and adds the offset to the model's logit
+for that user.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def pooled(
             met -= total(without, counted, count)
             sums -= total(without, counted * one.residuals(gone), count)
             mass -= total(without, counted * one.variances(gone), count)
-    offset = sums / (mass + EVEN * (MOST if settings.shrinkage is None else settings.shrinkage))
+    offset = _offsets(sums, mass, all_of_them.age, settings)
     if len(query.centroids) and settings.neighbours and met.any():
         found = near(snapshot, query.centroids[0], exclude, settings)
         parts = [
@@ -112,6 +113,15 @@ def pooled(
     picked, enough = _foremost(met, offset, query.limit, settings.cover)
     reason = "" if enough else f"the pool has only {len(picked)} items of other contributors"
     return _batch(pool.schema, picked, in_steps(as_labels(offset[picked]))), reason
+
+
+def _offsets(sums: Float64, mass: Float64, age: Int64, settings: RoundSettings) -> Float64:
+    """float64 [items], shrunk toward those of all items of an age, and these toward 0."""
+    shrunk = MOST if settings.shrinkage is None else settings.shrinkage
+    all_sums, all_mass = np.bincount(age, sums), np.bincount(age, mass)
+    expected = (all_sums / (all_mass + EVEN * settings.age_shrinkage))[age]
+    found: Float64 = expected + (sums - mass * expected) / (mass + EVEN * shrunk)
+    return found
 
 
 def kernel(similarities: Float32, settings: RoundSettings) -> Float64:

@@ -21,6 +21,9 @@ from device_runtime.samples import Float32, Float64, Int64, Ragged, SampleBatch
 
 Predict = Callable[[SampleBatch], Float32]
 """The cloud model's probability of a like for each sample, float32 [n]."""
+NEVER = np.iinfo(np.int64).max
+AGES = np.array([*(2.0**i for i in range(3, 12)), np.inf])
+"""Days. Items that were first liked within the same two of these are of an age."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Unexplained:
     """Of a segment. predicted: float32 [n], the model's probabilities p. met, sums, mass: float64 [items]: samples of
     each item, and the sums of their residuals, label minus p, and of their variances, p (1 - p). half_life: days after
     which a sample counts half (`cloud.drift`), 0 for none. newest: seconds, of the newest sample, as of which they
-    are counted."""
+    are counted. liked: int64 [items], seconds, of the first sample that likes it; NEVER where there is none."""
 
     predicted: Float32
     labels: Float32
@@ -38,17 +41,20 @@ class Unexplained:
     met: Float64
     sums: Float64
     mass: Float64
+    liked: Int64
 
     @staticmethod
     def of(segment: Segment, predicted: Float32, half_life: float = 0.0) -> Unexplained:
         item, labels, times = items_of(segment), segment.samples.labels, segment.timestamps
-        newest = int(times.max()) if half_life and len(times) else 0
+        newest = int(times.max()) if len(times) else 0
         residuals, variances, weight = labels - predicted, predicted * (1 - predicted), None
         if half_life:
             weight = drift.weights(newest - times, half_life)
             residuals, variances = weight * residuals, weight * variances
         met, sums, mass = total(item, weight), total(item, residuals), total(item, variances)
-        return Unexplained(predicted, labels, times, half_life, newest, met, sums, mass)
+        liked, like = np.full(len(met), NEVER), labels >= 0.5
+        np.minimum.at(liked, item[like], times[like])
+        return Unexplained(predicted, labels, times, half_life, newest, met, sums, mass, liked)
 
     def residuals(self, rows: npt.NDArray[np.integer]) -> Float32:
         found: Float32 = self.labels[rows] - self.predicted[rows]
@@ -66,13 +72,16 @@ class Unexplained:
 
 @dataclass(frozen=True)
 class Whole:
-    """Of several segments. parts: of each. newest, met, sums, mass: as in `Unexplained`, of all together."""
+    """Of several segments. parts: of each. newest, met, sums, mass: as in `Unexplained`, of all together. age: int64
+    [items], the place in `AGES` of the days that an item had been liked for by the newest sample; beyond its end for
+    items that nobody likes."""
 
     parts: Sequence[Unexplained]
     newest: int
     met: Float64
     sums: Float64
     mass: Float64
+    age: Int64
 
 
 class Summed:
@@ -88,13 +97,15 @@ class Summed:
             return last[1]
         parts = [self._one(segment) for segment in segments]
         count = max((len(part.met) for part in parts), default=1)
-        met, sums, mass = np.zeros(count), np.zeros(count), np.zeros(count)
+        met, sums, mass, liked = np.zeros(count), np.zeros(count), np.zeros(count), np.full(count, NEVER)
         newest = max((part.newest for part in parts), default=0)
         for part in parts:
             faded = float(drift.weights(np.array([newest - part.newest]), part.half_life)[0])
             for whole, some in ((met, part.met), (sums, part.sums), (mass, part.mass)):
                 whole[: len(some)] += faded * some
-        made = Whole(parts, newest, met, sums, mass)
+            np.minimum(liked[: len(part.liked)], part.liked, out=liked[: len(part.liked)])
+        age = np.where(liked == NEVER, len(AGES), np.searchsorted(AGES, (newest - liked) / drift.DAY))
+        made = Whole(parts, newest, met, sums, mass, age)
         self._last = [weakref.ref(segment.samples) for segment in segments], made
         return made
 

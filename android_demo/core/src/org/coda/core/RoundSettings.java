@@ -69,7 +69,8 @@ public final class RoundSettings {
         tolerance = fields.number("tolerance", 2);
         partial = fields.number("partial", 0.5);
         learnHeldOut = fields.flag("learn_held_out", true);
-        String[] ofServer = {"cover", "answer_bytes", "neighbours", "core", "shrinkage", "near_shrinkage", "half_life"};
+        String[] ofServer = {"cover", "answer_bytes", "neighbours", "core", "half_life",
+            "shrinkage", "near_shrinkage", "age_shrinkage"};
         for (String name : ofServer) {
             fields.has(name);
         }
