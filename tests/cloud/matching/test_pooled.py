@@ -131,6 +131,26 @@ def test_what_was_said_long_ago_counts_less(tmp_path, near):
     assert ask(made, near, half_life=5.0, exclude=30)[0].columns["item"].tolist() == [2], "nothing is left of item 3"
 
 
+@pytest.mark.parametrize("near", NEAR)
+def test_an_item_that_is_hardly_met_is_taken_to_be_as_others_of_its_age(tmp_path, near):
+    made, day = Pool(tmp_path, SCHEMA, WIDTH), 86_400
+    old, new = np.repeat(np.arange(2, 12), 40), np.repeat(np.arange(12, 20), 40)
+    fill(made, old, np.tile([0, 1], 200), np.arange(400) % 40, np.zeros(400, int))
+    fill(made, new, np.tile([1, 1, 1, 0], 80), np.arange(320) % 40, np.zeros(320, int), time=500 * day)
+    fill(made, np.array([20]), np.array([1]), np.array([7]), [0], time=500 * day)
+    fill(made, np.array([21]), np.array([1]), np.array([7]), [0])
+
+    def of(item, **settings):
+        found, _ = ask(made, near, near_shrinkage=1e9, **settings)
+        return float(offsets(found.labels)[found.columns["item"].tolist().index(item)])
+
+    alone = of(20, age_shrinkage=1e9)
+    assert alone == pytest.approx(of(21, age_shrinkage=1e9), abs=STEP), "one like of either"
+    assert of(20, age_shrinkage=50.0) > alone + 0.5, "three quarters like what is new"
+    assert of(21, age_shrinkage=50.0) == pytest.approx(alone, abs=2 * STEP)
+    assert alone < of(20) < of(20, age_shrinkage=50.0), "a few hundred samples are not believed as they are"
+
+
 def test_an_empty_pool_and_a_lonely_asker_get_nothing(tmp_path):
     made = Pool(tmp_path, SCHEMA, WIDTH)
     found, reason = ask(made)

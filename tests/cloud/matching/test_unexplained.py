@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cloud.matching import Knowledge
-from cloud.matching.unexplained import Unexplained, predictions
+from cloud.matching.unexplained import AGES, NEVER, Unexplained, predictions
 from cloud.pool import Pool
 from device_runtime.samples import Feature, SampleBatch, Schema
 
@@ -97,6 +97,26 @@ def test_samples_fade_as_of_the_newest_of_all_segments(pool, rng):
         np.testing.assert_allclose(found, np.bincount(item, weight * values), rtol=1e-5, atol=1e-4)
     rows = np.arange(0, 300, 7)
     np.testing.assert_allclose(whole.parts[0].weights(rows, whole.newest), weight[rows])
+
+
+def test_an_items_age_is_counted_from_whoever_liked_it_first_to_the_newest_sample_of_all(pool, rng):
+    append(pool, rng, 50, start=40 * DAY)
+    new = SampleBatch(SCHEMA, {"item": np.full(1, ITEMS + 1, np.int32)}, np.ones(1, np.float32))
+    pool.append(new, np.full(1, 30 * DAY), np.ones(1, np.uint64), np.zeros((1, WIDTH), np.float32))
+    whole = Knowledge(Model(), "a", PERSON).whole(pool.segments)
+    first: dict[int, int] = {}
+    for segment in pool.segments:
+        columns = segment.samples.columns["item"], segment.samples.labels, segment.timestamps
+        for item, label, time in zip(*columns, strict=True):
+            if label >= 0.5:
+                first[int(item)] = min(first.get(int(item), NEVER), int(time))
+    for item, age in enumerate(whole.age.tolist()):
+        if item not in first:
+            assert age == len(AGES), "nobody likes it"
+            continue
+        days = (whole.newest - first[item]) / DAY
+        assert days <= AGES[age] and (not age or days > AGES[age - 1])
+    assert whole.age.tolist() == [len(AGES), *[3] * ITEMS, 1], "40 days, and 10"
 
 
 def test_another_model_has_predictions_of_its_own_and_only_the_newest_stay(pool):
