@@ -18,7 +18,7 @@ from device_runtime.identity import Signer
 from device_runtime.messages import Profile
 from tests.conftest import reversion
 from tests.device_runtime.peers import CountingProxy
-from tests.device_runtime.test_round import Phone
+from tests.device_runtime.phones import Phone
 
 ME = {"who": "me", "why": "because"}
 EVERYBODY = (Rung(name="100 %", share=1.0),)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,158 +11,22 @@ import time
 from dataclasses import replace
 
 import msgspec
-import numpy as np
 import pytest
 
-from cloud.home import ServerHome, publish
 from cloud.http import ServerLimits
 from cloud.matching import ExactStore
 from cloud.pool import Pool
 from device_runtime import local
-from device_runtime import round as round_module
-from device_runtime.bundle import BlobStore, RoundSettings, open_manifest
-from device_runtime.counting import ByteCounter
-from device_runtime.engines import open_engine
 from device_runtime.errors import InputError, Refused, StoreError, TrustError, Unreachable, Yielded
 from device_runtime.history import read_history
 from device_runtime.home import DeviceHome
 from device_runtime.identity import Signer
 from device_runtime.messages import RoundReport, from_json
-from device_runtime.model import Model
-from device_runtime.ranker import evaluate, rank
-from device_runtime.round import RoundOptions, run_round
+from device_runtime.ranker import evaluate
 from device_runtime.store import Event
-from device_runtime.transport import Transport, TransportLimits
-from device_runtime.wire import DirectoryQuery, decode_query, decode_report, encode_report
-from export.package import read_ref
-from tests.conftest import reversion, with_directory
+from device_runtime.wire import decode_report, encode_report
 from tests.device_runtime.peers import CountingProxy
-
-IMPATIENT = TransportLimits(attempts=2, base_backoff_s=0.01, max_backoff_s=0.05, read_timeout_s=20)
-
-
-class Phone:
-    """A device in this process."""
-
-    def __init__(self, folder, published, url):
-        self.home = DeviceHome(folder / "phone")
-        self.engine = open_engine("onnx")
-        self.home.store.add_events(read_history(published.history).events)
-        self.published = published
-        self.move_to(url)
-
-    def move_to(self, url):
-        self.home.enrol(url, self.published.trust, ByteCounter())
-
-    def round(self, pulse=None, **options):
-        signer = self.home.signer()
-        device = self.home.store.setting("device")
-        with Transport(self.home.server, ByteCounter(), signer=signer, device=device, limits=IMPATIENT) as transport:
-            return run_round(self.home, transport, self.engine, RoundOptions(**options), pulse=pulse)
-
-    def ranking(self):
-        model = self.home.model(self.engine)
-        return rank(self.home, model, self.home.active_weights(model), None, 10)
-
-    def states(self):
-        return [row.state for row in self.home.store.rounds()]
-
-
-@pytest.fixture
-def phone(serving, published, tmp_path):
-    with serving() as (url, services):
-        made = Phone(tmp_path, published, url)
-        made.services = services
-        with made.home:
-            yield made
-
-
-def always(monkeypatch, activate):
-    """Let the judge decide as the test needs it."""
-    real = round_module.personalize.judge
-
-    def judged(*given):
-        return msgspec.structs.replace(real(*given), activate=activate)
-
-    monkeypatch.setattr(round_module.personalize, "judge", judged)
-
-
-def test_new_weights_serve_if_the_judge_says_so_and_else_do_not(phone, monkeypatch):
-    always(monkeypatch, False)
-    assert phone.round().report.outcome == "kept"
-    base = phone.ranking()
-    assert phone.home.store.weights() is None
-    always(monkeypatch, True)
-    first = phone.round()
-    assert first.report.outcome == "activated"
-    assert phone.home.store.weights() == (first.report.round, 2)
-    assert phone.ranking() != base
-    second = phone.round()
-    files = {path.name for path in (phone.home.path / "weights").iterdir()}
-    now = second.report.round
-    assert files == {f"{now}.safetensors", f"{now}.judged.safetensors"}, "superseded weights are removed"
-
-
-def test_weights_that_serve_have_learned_from_what_the_judge_saw(phone, monkeypatch):
-    real, seen = round_module.personalize.learn_held_out, []
-
-    def learn(model, tuned, table, everything, *rest):
-        seen.append((tuned, real(model, tuned, table, everything, *rest), len(everything)))
-        return seen[-1][1]
-
-    monkeypatch.setattr(round_module.personalize, "learn_held_out", learn)
-    always(monkeypatch, True)
-    report = phone.round().report
-    [(tuned, learned, count)] = seen
-    assert count == report.local > report.verdict.samples and [one.phase for one in report.phases].count("tune") == 2
-    serving = phone.home.active_weights(phone.home.model(phone.engine))
-    for name, tensor in learned.dense.items():
-        np.testing.assert_array_equal(serving.dense[name], tensor)
-    assert any((learned.dense[name] != before).any() for name, before in tuned.dense.items())
-    judged = phone.home.judged_weights(phone.home.model(phone.engine))
-    for name, tensor in tuned.dense.items():
-        np.testing.assert_array_equal(judged.dense[name], tensor, "the next ones are compared with what saw as little")
-    always(monkeypatch, False)
-    again = phone.round().report.verdict
-    assert len(seen) == 1, "what is refused learns nothing more"
-    assert again.auc_before == report.verdict.auc_after, "the same samples, judged by weights that never saw them"
-    for path in (phone.home.path / "weights").glob("*.judged.*"):
-        path.write_bytes(b"damaged")
-    assert phone.round().report.outcome == "kept", "those that serve are the yardstick then"
-
-
-@pytest.mark.parametrize("learn", [True, False])
-def test_where_all_of_the_way_harms_half_of_it_serves(phone, monkeypatch, learn):
-    personalize, seen = round_module.personalize, {}
-    real_tune, real_learn, real_judge = personalize.tune, personalize.learn_held_out, personalize.judge
-
-    def tuned(*given):
-        return seen.setdefault("tuned", real_tune(*given))
-
-    def learned(*given):
-        return seen.setdefault("learned", real_learn(*given))
-
-    def half_alone(*given):
-        seen["asked"] = seen.get("asked", 0) + 1
-        return msgspec.structs.replace(real_judge(*given), activate=seen["asked"] == 2)
-
-    for name, one in (("tune", tuned), ("learn_held_out", learned), ("judge", half_alone)):
-        monkeypatch.setattr(personalize, name, one)
-    model = phone.home.model
-    monkeypatch.setattr(type(phone.home), "model", lambda self, engine: with_settings(model(engine), learn))
-    report = phone.round().report
-    assert report.outcome == "activated" and report.verdict.share == 0.5 and "50% of the way" in report.verdict.reason
-    opened = phone.home.model(phone.engine)
-    serving, judged = phone.home.active_weights(opened), phone.home.judged_weights(opened)
-    for whole, half in ((seen["learned" if learn else "tuned"], serving), (seen["tuned"], judged)):
-        for name, tensor in whole.dense.items():
-            np.testing.assert_allclose(half.dense[name], (opened.base.dense[name] + tensor) / 2, atol=1e-6)
-
-
-def with_settings(model, learn):
-    settings = msgspec.structs.replace(model.manifest.settings, learn_held_out=learn)
-    model.manifest = msgspec.structs.replace(model.manifest, settings=settings)
-    return model
+from tests.device_runtime.phones import Phone, always
 
 
 def test_the_server_learns_counts_and_costs_only(phone):
@@ -283,71 +146,6 @@ def test_an_outdated_encoder_is_pulled_again_once(serving, published, tmp_path):
                 made.round()
             phases = [phase.phase for phase in made.home.store.rounds()[0].report.phases]
             assert phases.count("pull") == phases.count("match") == 2
-
-
-def test_a_round_by_directory_sends_weights_and_no_vector(serving, published, tmp_path, monkeypatch):
-    with ServerHome(tmp_path / "server") as home:
-        publish(home, with_directory(published, tmp_path / "bundle"))
-    seen = keep_bodies(monkeypatch)
-    with serving() as (url, services):
-        made = Phone(tmp_path, published, url)
-        with made.home:
-            report = made.round().report
-            model = made.home.model(made.engine)
-        assert (report.bundle, report.candidates) == (3, 60) and 0 < report.kept <= 30
-        assert report.outcome in ("activated", "kept")
-        assert services.manifest.settings.matching == "directory"
-    [body] = seen
-    asked = decode_query(body)
-    assert isinstance(asked, DirectoryQuery) and len(body) < 1024
-    assert (asked.directory, len(asked.weights)) == (model.directory.id, len(model.directory.centroids))
-    assert asked.weights.max() == 255
-
-
-def test_another_directory_is_pulled_once(serving, published, tmp_path, monkeypatch):
-    """The server has moved on to a directory that devices were not told of in time."""
-    with ServerHome(tmp_path / "server") as home:
-        publish(home, with_directory(published, tmp_path / "bundle"))
-    moved = with_directory(published, tmp_path / "moved", 4, order=-1)
-    seen = keep_bodies(monkeypatch)
-    with serving() as (url, services):
-        made, real = Phone(tmp_path, published, url), round_module.Round._match
-
-        def released_meanwhile(self):
-            if not seen:
-                with ServerHome(tmp_path / "server") as home:
-                    publish(home, moved)
-                services.releases._forget()
-            return real(self)
-
-        monkeypatch.setattr(round_module.Round, "_match", released_meanwhile)
-        with made.home:
-            report = made.round().report
-    first, second = (decode_query(body) for body in seen)
-    assert first.directory != second.directory and first.encoder == second.encoder
-    assert report.bundle == 4 and report.candidates == 60
-    assert [phase.phase for phase in report.phases].count("pull") == 2
-
-
-def test_a_bundle_that_lacks_its_directory_serves_nobody(published, tmp_path):
-    bundle = shutil.copytree(published.bundle, tmp_path / "bundle")
-    reversion(bundle, published, 3, settings=RoundSettings(matching="directory"))
-    manifest = open_manifest((ref := read_ref(bundle)), (bundle / "blobs" / ref.manifest).read_bytes(), published.trust)
-    with pytest.raises(InputError, match="asks for matching by directory, and has none"):
-        Model.open(manifest, open_engine("onnx"), BlobStore(bundle / "blobs"))
-
-
-def keep_bodies(monkeypatch):
-    """The bodies of matches that are asked for, as they go out."""
-    real, seen = Transport.request, []
-
-    def request(self, method, path, body=b"", **named):
-        if path == "/v1/match":
-            seen.append(body)
-        return real(self, method, path, body, **named)
-
-    monkeypatch.setattr(Transport, "request", request)
-    return seen
 
 
 def test_a_full_disk_keeps_the_weights_that_serve(phone, monkeypatch):

@@ -18,7 +18,7 @@ from device_runtime.local import Local
 from device_runtime.messages import Metrics, Outcome, from_json, to_json
 from device_runtime.samples import Feature, SampleBatch, Schema
 from export.package import read_ref
-from tests.device_runtime.test_round import Phone
+from tests.device_runtime.phones import Phone
 
 ARMS = {"usual": {}, "untuned": {"epochs": 0.0, "row_steps": 0.0}, "slow": {"rate": 0.01}, "long": {"epochs": 5.0}}
 LABELS = np.arange(50, dtype=np.float32) % 2
