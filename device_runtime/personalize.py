@@ -107,28 +107,22 @@ def tune(
 
 
 def learn_held_out(
-    model: Model,
     tuned: Weights,
-    table: LocalTable,
-    everything: SampleBatch,
     kept: SampleBatch | None,
     kept_weights: Float32 | None,
     settings: RoundSettings,
-    rng: np.random.Generator,
+    anew: Callable[[SampleBatch | None, Float32 | None], Weights],
 ) -> Weights:
     """What serves in place of tuned weights that may: tuned anew, from the bundle's weights, on all local samples.
 
     Held-out samples are the newest, which say most of what comes next, and nothing is left to be judged; a few more
     passes over them alone would forget the others (docs/adr/0019). Rows that were moved for kept samples by
     `row_steps` stay as they are: what moved them hardly depends on a few local samples more.
-    table: base rows of all local samples and of the kept ones.
-
-    Raises:
-        EngineError: the training diverged; nothing of it is returned.
+    anew: tunes the bundle's weights on all local samples beside such kept ones.
     """
     if settings.row_steps:
-        return tuned.followed_by(tune(model, model.base, table, everything, None, None, settings, rng))
-    return tune(model, model.base, table, everything, kept, kept_weights, settings, rng)
+        return tuned.followed_by(anew(None, None))
+    return anew(kept, kept_weights)
 
 
 def _passes(

@@ -44,7 +44,7 @@ from device_runtime.meter import Meter
 from device_runtime.metrics import auc
 from device_runtime.model import VOCABULARY, Model, Weights
 from device_runtime.pull import pull
-from device_runtime.samples import Float32, Int32
+from device_runtime.samples import Float32, Int32, SampleBatch
 from device_runtime.sensors import Sensors
 from device_runtime.tables import LocalTable
 from device_runtime.transport import Transport
@@ -340,9 +340,13 @@ class Round:
             with self.meter.phase("tune"):
                 found = self._augmentation()
                 kept, weights = (found.kept, found.weights) if found else (None, None)
-                learned = personalize.learn_held_out(
-                    model, tuned, base, local.everything, kept, weights, settings, self._rng()
-                )
+                rng = self._rng()
+
+                def anew(kept: SampleBatch | None, weights: Float32 | None) -> Weights:
+                    everything = local.everything
+                    return personalize.tune(model, model.base, base, everything, kept, weights, settings, rng)
+
+                learned = personalize.learn_held_out(tuned, kept, weights, settings, anew)
                 learned = personalize.part_of_the_way(model, learned, base, verdict.share)
                 self._keep("learned", save_safetensors(learned.tensors()))
         return "judged"

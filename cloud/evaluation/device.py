@@ -10,7 +10,7 @@ import dataclasses
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -24,6 +24,7 @@ from device_runtime.bundle import RoundSettings
 from device_runtime.candidates import as_own
 from device_runtime.filtering import Filtered
 from device_runtime.local import personal_table
+from device_runtime.messages import Verdict
 from device_runtime.meter import Meter
 from device_runtime.model import VOCABULARY, Weights
 from device_runtime.samples import Column, Float32, Float64, Ragged, SampleBatch
@@ -37,6 +38,8 @@ ANSWERED = (
     *("shrinkage", "near_shrinkage", "age_shrinkage", "half_life"),
 )
 """Settings that an answer depends on."""
+PASSES = ("epochs", "rate", "table_rate", "interpolation", "freeze_histories", "label_correction")
+"""Settings that passes over local samples alone depend on."""
 
 
 @dataclass(frozen=True)
@@ -251,34 +254,40 @@ class Device:
 
         settings: if not the round's. kept, kept_weights: what they were tuned on beside local samples.
         """
-        used = settings or self.settings
+        used, batches = settings or self.settings, (self.parts.local,) if kept is None else (self.parts.local, kept)
 
-        def judge() -> Weights:
+        def part(whole: Weights, share: float) -> Weights:
+            return personalize.part_of_the_way(self.model, whole, self.table(*batches), share)
+
+        def judge() -> Verdict:
             held_out = self.parts.held_out
-            local = self.parts.local
-            table = self.table(local) if kept is None else self.table(local, kept)
-
-            def part(whole: Weights, share: float) -> Weights:
-                return personalize.part_of_the_way(self.model, whole, table, share)
-
-            verdict = personalize.consider(
+            return personalize.consider(
                 held_out.labels,
                 self.logits(held_out, self.model.base),
                 lambda share: self.logits(held_out, part(weights, share)),
                 used,
             )
-            if not verdict.activate:
-                return self.model.base
-            served = weights
-            if used.learn_held_out:
-                served = personalize.learn_held_out(
-                    self.model, weights, table, local, kept, kept_weights, used, self.rng("learn")
-                )
-            served = part(served, verdict.share)
-            self._weighed.append((served, verdict.share))
-            return served
 
-        return self.stage(f"judge {name}", judge)
+        verdict = self.stage(f"judge {name}", judge)
+        if not verdict.activate:
+            return self.model.base
+        whole = weights
+        if used.learn_held_out:
+            whole = personalize.learn_held_out(weights, kept, kept_weights, used, partial(self._anew, name, used))
+        served = self.stage(f"serve {name}", lambda: part(whole, verdict.share))
+        self._weighed.append((served, verdict.share))
+        return served
+
+    def _anew(self, name: str, used: RoundSettings, kept: SampleBatch | None, weights: Float32 | None) -> Weights:
+        """Tuned on all local samples; without kept ones, for all methods that differ in nothing that passes see."""
+        differing = [f" {n} {getattr(used, n)}" for n in PASSES if getattr(used, n) != getattr(self.settings, n)]
+        local, key = self.parts.local, f"learn {name}" if kept is not None else "learn" + "".join(differing)
+
+        def tune() -> Weights:
+            table = self.table(local) if kept is None else self.table(local, kept)
+            return personalize.tune(self.model, self.model.base, table, local, kept, weights, used, self.rng("learn"))
+
+        return self.stage(key, tune)
 
     def share_of(self, weights: Weights) -> float:
         """How much of the way from the cloud's weights to tuned ones these have gone: 0 of the cloud's own, 1 of those

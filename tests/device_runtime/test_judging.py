@@ -29,15 +29,25 @@ def test_new_weights_serve_if_the_judge_says_so_and_else_do_not(phone, monkeypat
 def test_weights_that_serve_have_learned_from_what_the_judge_saw(phone, monkeypatch):
     real, seen = personalize.learn_held_out, []
 
-    def learn(model, tuned, table, everything, *rest):
-        seen.append((tuned, real(model, tuned, table, everything, *rest), len(everything)))
+    def learn(tuned, *rest):
+        seen.append((tuned, real(tuned, *rest)))
         return seen[-1][1]
 
+    counts, real_tune = [], personalize.tune
+
+    def tune(model, weights, table, local, *rest):
+        counts.append(len(local))
+        return real_tune(model, weights, table, local, *rest)
+
     monkeypatch.setattr(personalize, "learn_held_out", learn)
+    monkeypatch.setattr(personalize, "tune", tune)
     always(monkeypatch, True)
     report = phone.round().report
-    [(tuned, learned, count)] = seen
-    assert count == report.local > report.verdict.samples and [one.phase for one in report.phases].count("tune") == 2
+    [(tuned, learned)] = seen
+    assert (
+        counts == [report.local - report.verdict.samples, report.local]
+        and [one.phase for one in report.phases].count("tune") == 2
+    )
     serving = phone.home.active_weights(phone.home.model(phone.engine))
     for name, tensor in learned.dense.items():
         np.testing.assert_array_equal(serving.dense[name], tensor)

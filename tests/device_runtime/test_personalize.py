@@ -336,8 +336,12 @@ def test_what_serves_is_tuned_anew_on_all_local_samples_and_keeps_what_candidate
     table, weights = base_table(model, everything, kept), np.ones(20, np.float32)
     settings = RoundSettings(rate=0.3, table_rate=3.0, epochs=10, freeze_histories=False)
     tuned = tune(model, model.base, table, local, kept, weights, settings, np.random.default_rng(0))
-    learned = learn_held_out(model, tuned, table, everything, kept, weights, settings, np.random.default_rng(1))
-    anew = tune(model, model.base, table, everything, None, None, settings, np.random.default_rng(1))
+
+    def passes(kept, weights, used=settings):
+        return tune(model, model.base, table, everything, kept, weights, used, np.random.default_rng(1))
+
+    learned = learn_held_out(tuned, kept, weights, settings, passes)
+    anew = passes(None, None)
     for name, tensor in anew.dense.items():
         np.testing.assert_array_equal(learned.dense[name], tensor)
     for ids, one in ((anew.rows.ids, anew), (item, tuned)):
@@ -345,8 +349,8 @@ def test_what_serves_is_tuned_anew_on_all_local_samples_and_keeps_what_candidate
         np.testing.assert_array_equal(learned.rows.tensors["item.weight"][at], one.rows.tensors["item.weight"][there])
     assert set(learned.rows.ids.tolist()) == {*item.tolist(), *everything.ids(VOCABULARY).tolist()}
     joined = msgspec.structs.replace(settings, row_steps=0)
-    learned = learn_held_out(model, tuned, table, everything, kept, weights, joined, np.random.default_rng(1))
-    anew = tune(model, model.base, table, everything, kept, weights, joined, np.random.default_rng(1))
+    learned = learn_held_out(tuned, kept, weights, joined, lambda *found: passes(*found, joined))
+    anew = passes(kept, weights, joined)
     for name, tensor in anew.dense.items():
         np.testing.assert_array_equal(learned.dense[name], tensor, "candidates that join the passes join them again")
 
