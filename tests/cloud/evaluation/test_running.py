@@ -101,17 +101,18 @@ def test_methods_are_chosen_by_name_with_what_differences_need() -> None:
 def test_what_comes_is_older_than_the_match_and_somebody_elses(device: Device) -> None:
     came = device.random()
     users, times = device.cloud.origins(came)
-    assert len(users) == len(came) == device.settings.candidates
+    assert len(users) == len(came) == len(device.matched())
     assert (users != device.case.user).all() and times.max() < device.case.match_time
 
 
 def test_pooled_candidates_come_from_what_others_had_said_by_the_match(device: Device) -> None:
-    came = device.matched()
-    assert len(set(came.columns["item"].tolist())) == len(came) > 100
+    everything = msgspec.structs.replace(device.settings, cover=1.0)
+    came = device.matched(everything)
+    assert len(set(came.columns["item"].tolist())) == len(came) > len(device.matched()) > 50
     before = device.pool.segments[0]
     others = before.contributors != np.uint64(device.token)
     assert set(came.columns["item"].tolist()) <= set(before.samples.columns["item"][others].tolist())
-    another = device.matched(profile=np.eye(1, device.model.manifest.width, dtype=np.float32))
+    another = device.matched(everything, np.eye(1, device.model.manifest.width, dtype=np.float32))
     assert (another.columns["item"] == came.columns["item"]).all() and (another.labels != came.labels).any()
 
 
@@ -184,10 +185,10 @@ def test_what_is_off_anyway_is_not_played_again_and_what_is_not_is(finished: Fin
     weights, _ = plain.run(METHODS["coda"].run)
     for name in ("coda-no-drift", "coda-fixed-shrinkage"):
         assert plain.run(METHODS[name].run)[0] is weights
-    faded = Device(opened, case, RoundSettings(half_life=1.0, shrinkage=2.0), 0, tmp_path)
+    faded = Device(opened, case, RoundSettings(half_life=1.0, shrinkage=2.0, cover=1.0), 0, tmp_path)
     mine = faded.matched().labels
-    for off in (RoundSettings(half_life=0.0, shrinkage=2.0), RoundSettings(half_life=1.0, shrinkage=MOST)):
-        theirs = faded.matched(off).labels
+    for off in ({"half_life": 0.0}, {"shrinkage": MOST}, {"age_shrinkage": 1e9}):
+        theirs = faded.matched(msgspec.structs.replace(faded.settings, **off)).labels
         assert len(theirs) == len(mine) and (theirs != mine).any()
 
 
