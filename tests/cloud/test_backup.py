@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tarfile
+import subprocess
 import threading
 
 import numpy as np
@@ -60,9 +60,9 @@ def test_what_was_acknowledged_before_is_in_it(home, tmp_path, capsys):
         catalog.close()
     assert "private keys" in capsys.readouterr().out
     assert (tmp_path / "b.tar").stat().st_mode & 0o077 == 0
-    with tarfile.open(tmp_path / "b.tar") as archive:
-        archive.extractall(tmp_path / "restored", filter="data")
     restored = tmp_path / "restored"
+    restored.mkdir()
+    subprocess.run(["tar", "-xf", tmp_path / "b.tar", "-C", restored], check=True)  # as docs/operate.md says
     for name in ("answer.key", "salt"):
         assert (restored / name).read_bytes() == (home / name).read_bytes()
         assert (restored / name).stat().st_mode & 0o077 == (home / name).stat().st_mode & 0o077
