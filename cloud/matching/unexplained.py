@@ -52,9 +52,7 @@ class Unexplained:
             weight = drift.weights(newest - times, half_life)
             residuals, variances = weight * residuals, weight * variances
         met, sums, mass = total(item, weight), total(item, residuals), total(item, variances)
-        liked, like = np.full(len(met), NEVER), labels >= 0.5
-        np.minimum.at(liked, item[like], times[like])
-        return Unexplained(predicted, labels, times, half_life, newest, met, sums, mass, liked)
+        return Unexplained(predicted, labels, times, half_life, newest, met, sums, mass, first_liked(segment))
 
     def residuals(self, rows: npt.NDArray[np.integer]) -> Float32:
         found: Float32 = self.labels[rows] - self.predicted[rows]
@@ -68,6 +66,16 @@ class Unexplained:
     def weights(self, rows: npt.NDArray[np.integer], newest: int) -> Float64:
         """float64 [rows]: what they count as of a time."""
         return drift.weights(newest - self.timestamps[rows], self.half_life) if self.half_life else np.ones(len(rows))
+
+
+def first_liked(segment: Segment, hidden: Int64 | None = None) -> Int64:
+    """int64 [items], seconds, of the first sample that likes each, hidden rows aside; NEVER where there is none."""
+    item, like = items_of(segment), segment.samples.labels >= 0.5
+    if hidden is not None:
+        like[hidden] = False
+    found = np.full(int(item.max(initial=0)) + 1, NEVER)
+    np.minimum.at(found, item[like], segment.timestamps[like])
+    return found
 
 
 @dataclass(frozen=True)
@@ -85,28 +93,32 @@ class Whole:
 
 
 class Summed:
-    """What all segments of a pool come to. It is added up anew when the pool changes, not for each question."""
+    """What all segments of a pool come to. It is added up anew when the pool changes, not for each question. Sums have
+    hidden samples in them, which whoever asks takes out; ages do not."""
 
     def __init__(self, one: Callable[[Segment], Unexplained]) -> None:
         self._one = one
-        self._last: tuple[Sequence[weakref.ref[SampleBatch]], Whole] | None = None
+        self._last: tuple[Sequence[tuple[weakref.ref[SampleBatch], Int64]], Whole] | None = None
 
     def __call__(self, segments: Sequence[Segment]) -> Whole:
         last = self._last
-        if last and [id(known()) for known in last[0]] == [id(segment.samples) for segment in segments]:
-            return last[1]
+        if last and len(last[0]) == len(segments):
+            pairs = zip(last[0], segments, strict=True)
+            if all(known() is s.samples and hidden is s.hidden for (known, hidden), s in pairs):
+                return last[1]
         parts = [self._one(segment) for segment in segments]
         count = max((len(part.met) for part in parts), default=1)
         met, sums, mass, liked = np.zeros(count), np.zeros(count), np.zeros(count), np.full(count, NEVER)
         newest = max((part.newest for part in parts), default=0)
-        for part in parts:
+        for segment, part in zip(segments, parts, strict=True):
             faded = float(drift.weights(np.array([newest - part.newest]), part.half_life)[0])
             for whole, some in ((met, part.met), (sums, part.sums), (mass, part.mass)):
                 whole[: len(some)] += faded * some
-            np.minimum(liked[: len(part.liked)], part.liked, out=liked[: len(part.liked)])
+            first = first_liked(segment, segment.hidden) if len(segment.hidden) else part.liked
+            np.minimum(liked[: len(first)], first, out=liked[: len(first)])
         age = np.where(liked == NEVER, len(AGES), np.searchsorted(AGES, (newest - liked) / drift.DAY))
         made = Whole(parts, newest, met, sums, mass, age)
-        self._last = [weakref.ref(segment.samples) for segment in segments], made
+        self._last = [(weakref.ref(segment.samples), segment.hidden) for segment in segments], made
         return made
 
 

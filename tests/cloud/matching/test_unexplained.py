@@ -119,6 +119,19 @@ def test_an_items_age_is_counted_from_whoever_liked_it_first_to_the_newest_sampl
     assert whole.age.tolist() == [len(AGES), *[3] * ITEMS, 1], "40 days, and 10"
 
 
+def test_likes_that_are_erased_make_no_item_older(pool, rng):
+    new = SampleBatch(SCHEMA, {"item": np.full(2, ITEMS + 1, np.int32)}, np.ones(2, np.float32))
+    pool.append(new, np.array([0, 30 * DAY]), np.array([77, 78], np.uint64), np.zeros((2, WIDTH), np.float32))
+    append(pool, rng, 50, start=40 * DAY)
+    known = Knowledge(Model(), "a", PERSON)
+    assert known.whole(pool.segments).age[ITEMS + 1] == 3
+    pool.erase(77, now=50 * DAY)
+    assert known.whole(pool.segments).age[ITEMS + 1] == 1, "of what is left"
+    assert known.whole(pool.segments) is known.whole(pool.segments)
+    pool.erase(78, now=50 * DAY)
+    assert known.whole(pool.segments).age[ITEMS + 1] == len(AGES)
+
+
 def test_another_model_has_predictions_of_its_own_and_only_the_newest_stay(pool):
     for number, key in enumerate("abcdef"):
         known = Knowledge(Model(number / 100), key, PERSON)
