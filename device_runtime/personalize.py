@@ -14,7 +14,7 @@ from device_runtime.engines import Array
 from device_runtime.messages import Verdict
 from device_runtime.metrics import auc, log_loss, losses
 from device_runtime.model import VOCABULARY, Model, Weights
-from device_runtime.reach import apart, reach, sliced
+from device_runtime.reach import apart, doubled, reach, sliced
 from device_runtime.samples import Float32, Float64, Int64, Ragged, SampleBatch
 from device_runtime.tables import LocalTable, features
 from device_runtime.trainer import initial_state, train
@@ -143,7 +143,7 @@ def _passes(
     labels = np.concatenate([_labels(model, weights, table, part, settings) for part, _ in used])
     columns, start = features(samples, {VOCABULARY: table}), values
     if settings.freeze_histories:
-        columns, start = apart(model, columns, values, len(table))
+        columns, start = apart(model, columns, len(table)), doubled(model, values, values)
     trained, _ = train(
         step,
         {**start, **initial_state(step.spec, start)},

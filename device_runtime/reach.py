@@ -28,17 +28,19 @@ _FAR = 3.0
 """A step's length, at most: in terms of the root mean square of rows' lengths."""
 
 
-def apart(
-    model: Model, columns: Mapping[str, Array], values: Mapping[str, Array], rows: int
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Features and values with a second copy of every row, which histories point to: it may train, and is thrown away.
+def apart(model: Model, columns: Mapping[str, Array], rows: int) -> dict[str, Array]:
+    """Features whose histories point to a second copy of every row (`doubled`): it may train, and is thrown away.
 
     A user's history is in each of their samples. Were its rows to move with every one, the user's whole profile would
     drift at the rate that is meant for an item seen once.
     """
     histories = {f.name for f in model.manifest.schema.features if f.kind == "ids" and f.vocabulary == VOCABULARY}
-    moved = {n: _shifted(c, rows) if n in histories else c for n, c in columns.items()}
-    return moved, {**values, **{n: np.concatenate([values[n], values[n]]) for n in sliced(model)}}
+    return {n: _shifted(c, rows) if n in histories else c for n, c in columns.items()}
+
+
+def doubled(model: Model, values: Mapping[str, Array], copied: Mapping[str, Array]) -> dict[str, Array]:
+    """The values, with a second copy of every row under the first: that of `copied`."""
+    return {**values, **{n: np.concatenate([values[n], copied[n]]) for n in sliced(model)}}
 
 
 def _shifted(ids: Array, rows: int) -> Array:
@@ -117,13 +119,12 @@ def _reached(
     each may move. far: a step's length, at most."""
     [item] = [f.name for f in model.manifest.schema.features if f.kind == "id" and f.vocabulary == VOCABULARY]
     at = columns[item].astype(np.int64)
-    columns, _ = apart(model, columns, values, len(free))
+    columns = apart(model, columns, len(free))
     moving = _moving(model)
     rows: dict[str, Float32] = {n: np.asarray(values[n], np.float32) for n in moving}
 
     def placed(rows: Mapping[str, Array]) -> dict[str, Array]:
-        whole = {**values, **rows}
-        return whole | {n: np.concatenate([whole[n], values[n]]) for n in sliced(model)}
+        return doubled(model, {**values, **rows}, values)
 
     def logits(rows: Mapping[str, Array]) -> Float64:
         return scores(model.graph("score"), placed(rows), columns).astype(np.float64)
