@@ -138,8 +138,10 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     outside_weight: of a kept sample, before its density weight, a local one being 1. label_correction: before tuning,
     the mean of the labels is moved to that of the model's own predictions, for local and kept samples apart, so that
-    tuning does not drift to a user's click rate (arXiv 2211.01163). epochs, rate: passes and learning rate. table_rate:
-    learning rate of the items' rows: a batch mentions an item hardly more than once, so its mean gradient is small.
+    tuning does not drift to a user's click rate (arXiv 2211.01163). epochs, rate: passes, at most, and learning rate.
+    patience: passes end early, this many after the one that predicted held-out samples best, and its weights are taken;
+    0 is never. table_rate: learning rate of the items' rows: a batch mentions an item hardly more than once, so its
+    mean gradient is small.
     interpolation: share of the way from the cloud's weights to the tuned ones that is gone.
     freeze_histories: tuning moves an item's row as the item that is shown, not as a part of histories, and rows of
     the user's own items are put back: their labels are known, and every later history would carry the change.
@@ -179,6 +181,7 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outside_weight: float = 2.0
     label_correction: bool = False
     epochs: int = 3
+    patience: Annotated[int, msgspec.Meta(ge=0)] = 0
     rate: float = 0.05
     table_rate: float = 0.05
     interpolation: float = 1.0

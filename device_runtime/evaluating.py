@@ -90,7 +90,8 @@ def before_the_judged(local: Local, settings: RoundSettings) -> Local:
 def evaluate(model: Model, task: Task, material: Material, seed: list[int]) -> Metrics:
     """Tune from the bundle's weights by each configuration, and compare on the held-out samples.
 
-    seed: of the training; the same for each, so that they differ in nothing else.
+    seed: of the training; the same for each, so that they differ in nothing else. No configuration stops early: what
+    is held out here compares them.
 
     Raises:
         WireError: the task asks for what none may. EngineError: the engine fails.
@@ -109,7 +110,7 @@ def evaluate(model: Model, task: Task, material: Material, seed: list[int]) -> M
             tuned = personalize.tune(
                 model, model.base, material.table, material.local.train, material.kept, material.weights, settings,
                 np.random.default_rng(seed),
-            )  # fmt: skip
+            ).weights  # fmt: skip
         except EngineError:  # it diverged: that is what is to be told of this configuration
             found[name] = Outcome(diverged=True)
             continue

@@ -88,7 +88,8 @@ class Progress(msgspec.Struct, kw_only=True):
     the cost so far, of all processes that worked on it; a phase that was killed is in neither. resumed: how often it
     was taken up again. moved: whether the round began with another bundle, of which auc_previous is. stumbles: how
     often it was put aside because nothing could be stored. repulled: whether the server has sent it back for a newer
-    encoder already.
+    encoder already. passes: those that led to the tuned weights; None where an older version of this software tuned
+    them, which always made as many as the settings say.
     """
 
     inputs: Inputs
@@ -108,6 +109,7 @@ class Progress(msgspec.Struct, kw_only=True):
     repulled: bool = False
     moved: bool = False
     auc_previous: float | None = None
+    passes: int | None = None
 
 
 def allowed(state: str, onward: str) -> bool:

@@ -33,6 +33,11 @@ def log_loss(labels: Float32, logits: Float32) -> float:
     return float(np.mean(losses(labels, logits)))
 
 
+def at_level(logits: Float32, of: Float32) -> Float32:
+    """The logits, shifted so that their mean is that of the others."""
+    return np.asarray(logits - logits.mean() + of.mean(), np.float32)
+
+
 def losses(labels: Float32, logits: Float32) -> npt.NDArray[np.float64]:
     """Binary cross-entropy of each, float64 [n]."""
     x = logits.astype(np.float64)

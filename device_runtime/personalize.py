@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -12,18 +13,27 @@ from device_runtime.bundle import RoundSettings
 from device_runtime.candidates import sigmoid
 from device_runtime.engines import Array
 from device_runtime.messages import Verdict
-from device_runtime.metrics import auc, log_loss, losses
+from device_runtime.metrics import at_level, auc, log_loss, losses
 from device_runtime.model import VOCABULARY, Model, Weights
 from device_runtime.reach import apart, doubled, reach, sliced
 from device_runtime.samples import Float32, Float64, Int64, Ragged, SampleBatch
+from device_runtime.stopping import FEWEST, EarlyStop
 from device_runtime.tables import LocalTable, features
-from device_runtime.trainer import initial_state, train
+from device_runtime.trainer import initial_state, scores, train
 from device_runtime.wire import Rows
 
 _ROUNDING = 1e-6
 """Log loss that float32 logits cannot tell apart."""
 _RARE = 700.0
 """Largest number whose exponential a float holds: what is rarer is never seen."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """passes: over samples, that led to the weights."""
+
+    weights: Weights
+    passes: int
 
 
 def split(n: int, holdout: float) -> tuple[Int64, Int64]:
@@ -60,26 +70,31 @@ def tune(
     kept_weights: Float32 | None,
     settings: RoundSettings,
     rng: np.random.Generator,
-) -> Weights:
+    held_out: SampleBatch | None = None,
+) -> Tuned:
     """New weights after `epochs` passes over local samples (weight 1) and kept ones (`outside_weight` times theirs),
     or those at a share of the way (`interpolation`).
+
+    With `patience` and enough held-out samples, they are those of the pass that predicts these best, which may be
+    before the first, and passes end after so many without a better one.
 
     With `row_steps`, passes are over local samples alone, and afterwards the kept items' rows are moved until the new
     weights' logits differ from the local passes' by `row_share` of what the soft labels differ by from the given
     weights' (`reach`); by less for samples whose weight is below one half.
-    table: must hold the rows of both. The weights given stay as they are.
+    table: must hold the rows of all. The weights given stay as they are.
 
     Raises:
         EngineError: the training diverged; nothing of it is returned.
     """
     values = model.values("step", weights, table)
+    watched = held_out if settings.patience and held_out is not None and len(held_out) >= FEWEST else None
     given = kept if kept is not None and kept_weights is not None and len(kept) else None
     if given is None or kept_weights is None:
-        trained = _passes(model, weights, table, values, [(local, 1.0)], local, settings, rng)
+        trained, passes = _passes(model, weights, table, values, [(local, 1.0)], local, watched, settings, rng)
     elif settings.row_steps:
-        trained = dict(values)
+        trained, passes = dict(values), 0
         if len(local):
-            trained = _passes(model, weights, table, values, [(local, 1.0)], local, settings, rng)
+            trained, passes = _passes(model, weights, table, values, [(local, 1.0)], local, watched, settings, rng)
         share = settings.row_share * np.clip(2 * kept_weights.astype(np.float64), 0, 1)
         change = share * (_logit(given.labels) - model.logits(given, table, weights))
         past = [c.compact().values for c in given.columns.values() if isinstance(c, Ragged)]
@@ -98,31 +113,33 @@ def tune(
     else:
         parts: list[tuple[SampleBatch, float | Float32]] = [(local, 1.0)]
         parts.append((given, (settings.outside_weight * kept_weights).astype(np.float32)))
-        trained = _passes(model, weights, table, values, parts, local, settings, rng)
+        trained, passes = _passes(model, weights, table, values, parts, local, watched, settings, rng)
     if settings.interpolation < 1:
         for name in model.spec("step").carry.values():
             if name in values:
                 trained[name] = _between(values[name], trained[name], settings.interpolation)
-    return _personal(model, trained, values, table)
+    return Tuned(_personal(model, trained, values, table), passes)
 
 
 def learn_held_out(
-    tuned: Weights,
+    tuned: Tuned,
     kept: SampleBatch | None,
     kept_weights: Float32 | None,
     settings: RoundSettings,
-    anew: Callable[[SampleBatch | None, Float32 | None], Weights],
+    anew: Callable[[SampleBatch | None, Float32 | None, RoundSettings], Weights],
 ) -> Weights:
     """What serves in place of tuned weights that may: tuned anew, from the bundle's weights, on all local samples.
 
     Held-out samples are the newest, which say most of what comes next, and nothing is left to be judged; a few more
-    passes over them alone would forget the others (docs/adr/0019). Rows that were moved for kept samples by
-    `row_steps` stay as they are: what moved them hardly depends on a few local samples more.
-    anew: tunes the bundle's weights on all local samples beside such kept ones.
+    passes over them alone would forget the others (docs/adr/0019). There are as many passes as there were before. Rows
+    that were moved for kept samples by `row_steps` stay as they are: what moved them hardly depends on a few local
+    samples more.
+    anew: tunes the bundle's weights on all local samples beside such kept ones, by such settings.
     """
+    as_long = msgspec.structs.replace(settings, epochs=tuned.passes)
     if settings.row_steps:
-        return tuned.followed_by(anew(None, None))
-    return anew(kept, kept_weights)
+        return tuned.weights.followed_by(anew(None, None, as_long))
+    return anew(kept, kept_weights, as_long)
 
 
 def _passes(
@@ -132,10 +149,12 @@ def _passes(
     values: dict[str, Array],
     parts: Sequence[tuple[SampleBatch, float | Float32]],
     local: SampleBatch,
+    watched: SampleBatch | None,
     settings: RoundSettings,
     rng: np.random.Generator,
-) -> dict[str, Array]:
-    """Values after passes over all parts at once. parts: samples and their weight. local: whose rows are put back."""
+) -> tuple[dict[str, Array], int]:
+    """Values after passes over all parts at once, and how many passes those are. parts: samples and their weight.
+    local: whose rows are put back. watched: samples that say when to stop."""
     step = model.graph("step")
     used = [(samples, weight) for samples, weight in parts if len(samples)]
     samples = SampleBatch.concatenate([part for part, _ in used]) if len(used) != 1 else used[0][0]
@@ -144,6 +163,22 @@ def _passes(
     columns, start = features(samples, {VOCABULARY: table}), values
     if settings.freeze_histories:
         columns, start = apart(model, columns, len(table)), doubled(model, values, values)
+    own = table.local(local.ids(VOCABULARY))  # what histories are made of, now or at the next like
+
+    def cut(trained: Mapping[str, Array]) -> dict[str, Array]:
+        if not settings.freeze_histories:
+            return dict(trained)
+        rows = {n: trained[n][: len(table)].copy() for n in sliced(model)}
+        for name in sliced(model):
+            rows[name][own] = values[name][own]
+        return {**trained, **rows}
+
+    stop = None
+    if watched is not None:
+        asked = features(watched, {VOCABULARY: table})
+        stop = EarlyStop(
+            lambda trained: scores(model.graph("score"), cut(trained), asked), watched.labels, start, settings.patience
+        )
     trained, _ = train(
         step,
         {**start, **initial_state(step.spec, start)},
@@ -154,13 +189,9 @@ def _passes(
         epochs=settings.epochs,
         rng=rng,
         table_rate=settings.table_rate,
+        ended=stop,
     )
-    if settings.freeze_histories:
-        trained |= {n: trained[n][: len(table)].copy() for n in sliced(model)}
-        own = table.local(local.ids(VOCABULARY))  # what histories are made of, now or at the next like
-        for name in sliced(model):
-            trained[name][own] = values[name][own]
-    return trained
+    return (cut(trained), settings.epochs) if stop is None else (cut(stop.best), stop.passes)
 
 
 def _logit(probability: Float32) -> Float64:
@@ -239,7 +270,7 @@ def judge(labels: Float32, before: Float32, after: Float32, settings: RoundSetti
     labels, before, after: float32 [n]; the latter two are logits under the weights that serve now and the new ones.
     """
     finite = bool(np.isfinite(after).all())
-    level = after - after.mean() + before.mean() if finite and len(after) else after
+    level = at_level(after, before) if finite and len(after) else after
     harm = losses(labels, level) - losses(labels, before)
     freedom = len(harm) - 2  # both the mean harm and the mean logit are taken from these samples
     error = float(harm.std(ddof=2) / np.sqrt(len(harm))) if freedom > 0 else 0.0

@@ -99,12 +99,13 @@ def evaluate(home: DeviceHome, model: Model, later: list[Event], seed: int) -> E
     tested = everything.take(stream.timestamp > newest)
     if not len(tested):
         raise InputError("none of the held-out events has a label and an item that the catalogue knows")
-    local = local_samples(home, model).train
+    local = local_samples(home, model)
     active = home.active_weights(model)
     ids = everything.ids(VOCABULARY)
     base = model.table(ids, model.base)
     rng = np.random.default_rng(seed)
-    alone = personalize.tune(model, model.base, base, local, None, None, model.manifest.settings, rng)
+    settings = model.manifest.settings
+    alone = personalize.tune(model, model.base, base, local.train, None, None, settings, rng, local.held_out).weights
     return Evaluation(
         len(tested),
         len(later) - len(tested),

@@ -24,7 +24,7 @@ from safetensors.numpy import save as save_safetensors
 
 from device_runtime import evaluating, personalize, query
 from device_runtime.augmenting import Augmentation, augmentation, chosen
-from device_runtime.bundle import read_tensors
+from device_runtime.bundle import RoundSettings, read_tensors
 from device_runtime.engines import Engine
 from device_runtime.errors import (
     CodaError,
@@ -43,6 +43,7 @@ from device_runtime.messages import BundleRef, RoundReport, Task
 from device_runtime.meter import Meter
 from device_runtime.metrics import auc
 from device_runtime.model import VOCABULARY, Model, Weights
+from device_runtime.personalize import Tuned
 from device_runtime.pull import pull
 from device_runtime.samples import Float32, Int32, SampleBatch
 from device_runtime.sensors import Sensors
@@ -313,8 +314,10 @@ class Round:
             found = self._augmentation()
             kept, weights = (found.kept, found.weights) if found else (None, None)
             settings = model.manifest.settings
-            tuned = personalize.tune(model, model.base, base, self.local.train, kept, weights, settings, self._rng())
-            self._keep("tuned", save_safetensors(tuned.tensors()))
+            local, rng = self.local, self._rng()
+            tuned = personalize.tune(model, model.base, base, local.train, kept, weights, settings, rng, local.held_out)
+            self.progress.passes = tuned.passes
+            self._keep("tuned", save_safetensors(tuned.weights.tensors()))
         return "tuned"
 
     def _judge(self) -> str:
@@ -342,11 +345,12 @@ class Round:
                 kept, weights = (found.kept, found.weights) if found else (None, None)
                 rng = self._rng()
 
-                def anew(kept: SampleBatch | None, weights: Float32 | None) -> Weights:
+                def anew(kept: SampleBatch | None, weights: Float32 | None, settings: RoundSettings) -> Weights:
                     everything = local.everything
-                    return personalize.tune(model, model.base, base, everything, kept, weights, settings, rng)
+                    return personalize.tune(model, model.base, base, everything, kept, weights, settings, rng).weights
 
-                learned = personalize.learn_held_out(tuned, kept, weights, settings, anew)
+                passes = settings.epochs if self.progress.passes is None else self.progress.passes
+                learned = personalize.learn_held_out(Tuned(tuned, passes), kept, weights, settings, anew)
                 learned = personalize.part_of_the_way(model, learned, base, verdict.share)
                 self._keep("learned", save_safetensors(learned.tensors()))
         return "judged"

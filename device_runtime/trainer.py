@@ -7,7 +7,7 @@ A graph takes batches of up to a number of samples; the last batch is what is le
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -80,12 +80,14 @@ def train(
     epochs: int,
     rng: np.random.Generator,
     table_rate: float | None = None,
+    ended: Callable[[Mapping[str, Array]], bool] | None = None,
 ) -> tuple[dict[str, Array], list[float]]:
     """Epochs of a step graph over n samples: (all values with those updated that train, mean loss of each epoch).
 
     values: parameters and attributes; optimizer state starts at zero unless it is among them. features: name ->
     [n, ...] as the graph takes them. labels: float [n]. weights: float [n], at least 0; samples of weight 0 are left
-    out. table_rate: the learning rate of rows of tables, if not the same.
+    out. table_rate: the learning rate of rows of tables, if not the same. ended: told the values after each epoch,
+    which are its to keep; True, and it was the last.
 
     Raises:
         InputError: nothing to train on, lengths differ, the rate is not above 0, labels are not from 0 to 1, or a
@@ -122,6 +124,8 @@ def train(
         if wrong := not_finite(current, spec):
             raise _diverged(epoch, f"{wrong!r} is not finite", rate)
         losses.append(total / mass)
+        if ended is not None and ended(current):
+            break
     return current, losses
 
 

@@ -27,6 +27,7 @@ from device_runtime.local import personal_table
 from device_runtime.messages import Verdict
 from device_runtime.meter import Meter
 from device_runtime.model import VOCABULARY, Weights
+from device_runtime.personalize import Tuned
 from device_runtime.samples import Column, Float32, Float64, Ragged, SampleBatch
 from device_runtime.stream import samples
 from device_runtime.tables import LocalTable
@@ -223,19 +224,21 @@ class Device:
         kept_weights: Float32 | None = None,
         settings: RoundSettings | None = None,
         start: Weights | None = None,
-    ) -> Weights:
-        """start: the weights to begin with, if not the bundle's; then `kept` is not given."""
+    ) -> Tuned:
+        """start: the weights to begin with, if not the bundle's; then `kept` is not given. Where local samples are held
+        out, these may end the passes."""
+        held_out = self.parts.held_out if local is self.parts.train else None
 
-        def tune() -> Weights:
-            used = settings or self.settings
+        def tune() -> Tuned:
+            used, model = settings or self.settings, self.model
             if start is None:
-                table = self.table(local) if kept is None else self.table(local, kept)
+                table = self.table(*(batch for batch in (local, kept, held_out) if batch is not None))
                 return personalize.tune(
-                    self.model, self.model.base, table, local, kept, kept_weights, used, self.rng("tune")
+                    model, model.base, table, local, kept, kept_weights, used, self.rng("tune"), held_out
                 )
             table = personal_table(self.table_for(start, local), start)
-            moved = personalize.tune(self.model, start, table, local, kept, kept_weights, used, self.rng(name))
-            return start.followed_by(moved)
+            moved = personalize.tune(model, start, table, local, kept, kept_weights, used, self.rng(name))
+            return Tuned(start.followed_by(moved.weights), moved.passes)
 
         mine = local is self.parts.local or local is self.parts.train
         count = (0 if mine else len(local)) + (0 if kept is None else len(kept))
@@ -244,12 +247,12 @@ class Device:
     def judged(
         self,
         name: str,
-        weights: Weights,
+        tuned: Tuned,
         settings: RoundSettings | None = None,
         kept: SampleBatch | None = None,
         kept_weights: Float32 | None = None,
     ) -> Weights:
-        """The weights, or those at a part of the way to them, as the judge lets them serve, with what they learn of
+        """Tuned weights, or those at a part of the way to them, as the judge lets them serve, with what they learn of
         held-out samples then; else the bundle's.
 
         settings: if not the round's. kept, kept_weights: what they were tuned on beside local samples.
@@ -264,28 +267,29 @@ class Device:
             return personalize.consider(
                 held_out.labels,
                 self.logits(held_out, self.model.base),
-                lambda share: self.logits(held_out, part(weights, share)),
+                lambda share: self.logits(held_out, part(tuned.weights, share)),
                 used,
             )
 
         verdict = self.stage(f"judge {name}", judge)
         if not verdict.activate:
             return self.model.base
-        whole = weights
+        whole = tuned.weights
         if used.learn_held_out:
-            whole = personalize.learn_held_out(weights, kept, kept_weights, used, partial(self._anew, name, used))
+            whole = personalize.learn_held_out(tuned, kept, kept_weights, used, partial(self._anew, name))
         served = self.stage(f"serve {name}", lambda: part(whole, verdict.share))
         self._weighed.append((served, verdict.share))
         return served
 
-    def _anew(self, name: str, used: RoundSettings, kept: SampleBatch | None, weights: Float32 | None) -> Weights:
+    def _anew(self, name: str, kept: SampleBatch | None, weights: Float32 | None, used: RoundSettings) -> Weights:
         """Tuned on all local samples; without kept ones, for all methods that differ in nothing that passes see."""
         differing = [f" {n} {getattr(used, n)}" for n in PASSES if getattr(used, n) != getattr(self.settings, n)]
         local, key = self.parts.local, f"learn {name}" if kept is not None else "learn" + "".join(differing)
 
         def tune() -> Weights:
             table = self.table(local) if kept is None else self.table(local, kept)
-            return personalize.tune(self.model, self.model.base, table, local, kept, weights, used, self.rng("learn"))
+            rng = self.rng("learn")
+            return personalize.tune(self.model, self.model.base, table, local, kept, weights, used, rng).weights
 
         return self.stage(key, tune)
 

@@ -43,7 +43,7 @@ def plain(device: Device) -> RoundSettings:
 
 
 def local(device: Device) -> Weights:
-    return device.tuned("local", device.parts.local, settings=plain(device))
+    return device.tuned("local", device.parts.local, settings=plain(device)).weights
 
 
 def local_judged(device: Device) -> Weights:
@@ -54,7 +54,8 @@ def local_judged(device: Device) -> Weights:
 
 def local_and_random(device: Device) -> Weights:
     others = device.random()
-    return device.tuned("local+random", device.parts.local, others, np.ones(len(others), np.float32), plain(device))
+    weights = np.ones(len(others), np.float32)
+    return device.tuned("local+random", device.parts.local, others, weights, plain(device)).weights
 
 
 def local_and_strangers(device: Device) -> Weights:
@@ -63,18 +64,18 @@ def local_and_strangers(device: Device) -> Weights:
     profile = np.zeros((1, width), np.float32)
     profile[0, :start] = device.rng("strangers").normal(size=start)
     others = device.matched(profile=unit_rows(profile))
-    return device.tuned("local+strangers", device.parts.local, others, np.ones(len(others), np.float32))
+    return device.tuned("local+strangers", device.parts.local, others, np.ones(len(others), np.float32)).weights
 
 
 def local_and_matched(device: Device) -> Weights:
     others = device.matched()
-    return device.tuned("local+matched", device.parts.local, others, np.ones(len(others), np.float32))
+    return device.tuned("local+matched", device.parts.local, others, np.ones(len(others), np.float32)).weights
 
 
 def matched_only(device: Device) -> Weights:
     others = device.matched()
     none, weights = device.parts.local.take(slice(0, 0)), np.ones(len(others), np.float32)
-    return device.tuned("matched", none, others, weights) if len(others) else device.model.base
+    return device.tuned("matched", none, others, weights).weights if len(others) else device.model.base
 
 
 def coda(device: Device, name: str = "coda", *, by_chance: bool = False, **off: Any) -> Weights:
@@ -199,6 +200,10 @@ METHODS: dict[str, Method] = {
     "coda-label-correction": Method(
         partial(coda, name="coda-label-correction", label_correction=True),
         "CoDA that moves the labels' mean to that of the model's predictions before it tunes",
+    ),
+    "coda-early-stop": Method(
+        partial(coda, name="coda-early-stop", epochs=12, patience=3),
+        "CoDA whose local passes end when held-out samples are predicted no better: 12 at most",
     ),
     "coda-no-held-out": Method(
         partial(coda, name="coda-no-held-out", learn_held_out=False), "CoDA that never trains on what its judge saw"

@@ -46,13 +46,13 @@ def run(device: Device, choose: Choose) -> Weights:
         name = f"mpda {kind} {number}"
         batch = device.received(name, partial(device.cloud.answer_with, device.pool, positions, device.held_shards))
         try:
-            tried = device.tuned(name, batch, settings=settings, start=weights)
+            tried = device.tuned(name, batch, settings=settings, start=weights).weights
         except EngineError:  # rolled back, as anything that does not help
             continue
         value = _auc(device, tried, name)
         if value > best:
             weights, best = tried, value
-    return device.tuned(f"mpda {kind} local", local, settings=settings, start=weights)
+    return device.tuned(f"mpda {kind} local", local, settings=settings, start=weights).weights
 
 
 def randomly(device: Device) -> list[Int64]:

@@ -17,6 +17,7 @@ from cloud.home import ServerHome, publish
 from cloud.rollout import Rung
 from device_runtime import round as round_module
 from device_runtime import wire
+from device_runtime.bundle import RoundSettings
 from device_runtime.counting import ByteCounter
 from device_runtime.engines import open_engine
 from device_runtime.history import read_history
@@ -54,13 +55,13 @@ def python_device(folder: Path, published, url: str, monkeypatch, kept: Path) ->
         return run_round(home, transport, open_engine("executorch"), RoundOptions(seed=SEED)), home
 
 
-@pytest.mark.parametrize("matching", ["pooled", "directory"])
+@pytest.mark.parametrize("recipe", ["pooled", "directory", "early stop", "early stop, joined"])
 def test_both_runtimes_end_a_round_with_the_same_samples_and_weights(
-    device, serving, published, tmp_path, monkeypatch, matching
+    device, serving, published, tmp_path, monkeypatch, recipe
 ):
-    if matching == "directory":
+    if recipe != "pooled":
         with ServerHome(tmp_path / "server") as home:
-            publish(home, with_directory(published, tmp_path / "bundle"))
+            publish(home, bundle_of(recipe, published, tmp_path / "bundle"))
     keep = tmp_path / "kept-java"
     with serving() as (url, services):
         report, ranked = device.run(server=url, history=published.history, seed=SEED, keep=keep)
@@ -89,6 +90,9 @@ def test_both_runtimes_end_a_round_with_the_same_samples_and_weights(
     assert [phase["phase"] for phase in report["phases"]] == [phase.phase for phase in meant.report.phases]
     with Store(device.home / "coda.db") as store:
         [row] = store.rounds()
+    with Store(home.path / "coda.db") as store:
+        assert row.progress.passes == store.rounds()[0].progress.passes
+    assert recipe == "pooled" or recipe == "directory" or row.progress.passes < 40
     pulled = ("bundle", "manifest", "weights", "graphs", "item rows")
     assert {n: row.traffic[n] for n in pulled} == {n: meant.traffic[n] for n in pulled}, "requests are as long, too"
     more = {n: row.traffic[n][0] - meant.traffic[n][0] for n in ("match", "report") if n in row.traffic}
@@ -99,6 +103,15 @@ def test_both_runtimes_end_a_round_with_the_same_samples_and_weights(
         best = rank(home, model, home.active_weights(model), None, 10)
     assert list(ranked) == [each.item for each in best]
     assert list(ranked.values()) == pytest.approx([each.score for each in best], abs=1e-5)
+
+
+def bundle_of(recipe: str, published, folder: Path) -> Path:
+    if recipe == "directory":
+        return with_directory(published, folder)
+    settings = RoundSettings(epochs=40, patience=1, row_steps=0 if "joined" in recipe else 2)
+    shutil.copytree(published.bundle, folder)
+    reversion(folder, published, 3, settings=settings)
+    return folder
 
 
 def asked(frame: np.ndarray) -> tuple[object, ...]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from device_runtime import personalize
+from device_runtime.model import Model
 from tests.device_runtime.phones import always
 
 
@@ -51,9 +52,9 @@ def test_weights_that_serve_have_learned_from_what_the_judge_saw(phone, monkeypa
     serving = phone.home.active_weights(phone.home.model(phone.engine))
     for name, tensor in learned.dense.items():
         np.testing.assert_array_equal(serving.dense[name], tensor)
-    assert any((learned.dense[name] != before).any() for name, before in tuned.dense.items())
+    assert any((learned.dense[name] != before).any() for name, before in tuned.weights.dense.items())
     judged = phone.home.judged_weights(phone.home.model(phone.engine))
-    for name, tensor in tuned.dense.items():
+    for name, tensor in tuned.weights.dense.items():
         np.testing.assert_array_equal(judged.dense[name], tensor, "the next ones are compared with what saw as little")
     always(monkeypatch, False)
     again = phone.round().report.verdict
@@ -81,18 +82,42 @@ def test_where_all_of_the_way_harms_half_of_it_serves(phone, monkeypatch, learn)
 
     for name, one in (("tune", tuned), ("learn_held_out", learned), ("judge", half_alone)):
         monkeypatch.setattr(personalize, name, one)
-    model = phone.home.model
-    monkeypatch.setattr(type(phone.home), "model", lambda self, engine: with_settings(model(engine), learn))
+    with_settings(monkeypatch, learn_held_out=learn)
     report = phone.round().report
+    assert ("learned" in seen) == learn
     assert report.outcome == "activated" and report.verdict.share == 0.5 and "50% of the way" in report.verdict.reason
     opened = phone.home.model(phone.engine)
     serving, judged = phone.home.active_weights(opened), phone.home.judged_weights(opened)
-    for whole, half in ((seen["learned" if learn else "tuned"], serving), (seen["tuned"], judged)):
+    tuned = seen["tuned"].weights
+    for whole, half in ((seen["learned"] if learn else tuned, serving), (tuned, judged)):
         for name, tensor in whole.dense.items():
             np.testing.assert_allclose(half.dense[name], (opened.base.dense[name] + tensor) / 2, atol=1e-6)
 
 
-def with_settings(model, learn):
-    settings = msgspec.structs.replace(model.manifest.settings, learn_held_out=learn)
-    model.manifest = msgspec.structs.replace(model.manifest, settings=settings)
-    return model
+def test_what_serves_has_made_as_many_passes_as_held_out_samples_allowed(phone, monkeypatch):
+    made, real = [], personalize.tune
+
+    def tune(model, weights, table, local, kept, kept_weights, settings, *rest):
+        made.append((settings.epochs, real(model, weights, table, local, kept, kept_weights, settings, *rest)))
+        return made[-1][1]
+
+    monkeypatch.setattr(personalize, "tune", tune)
+    always(monkeypatch, True)
+    with_settings(monkeypatch, epochs=40, patience=1)
+    phone.round()
+    [(most, first), (asked, anew)] = made
+    assert most == 40 and first.passes < 40 and asked == anew.passes == first.passes
+    assert phone.home.store.rounds()[-1].progress.passes == first.passes
+
+
+def with_settings(monkeypatch, **changes):
+    """Bundles are opened as if they had been exported with other settings."""
+    real = Model.open
+
+    def opened(*given):
+        model = real(*given)
+        settings = msgspec.structs.replace(model.manifest.settings, **changes)
+        model.manifest = msgspec.structs.replace(model.manifest, settings=settings)
+        return model
+
+    monkeypatch.setattr(Model, "open", opened)

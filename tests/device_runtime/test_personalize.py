@@ -5,6 +5,8 @@ import math
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from device_runtime import model as models
 from device_runtime import reach as reaching
@@ -12,7 +14,7 @@ from device_runtime.bundle import BlobStore, RoundSettings
 from device_runtime.candidates import as_labels, as_own, offsets, own_taste, sigmoid, with_history_of
 from device_runtime.engines import open_engine
 from device_runtime.local import personal_table
-from device_runtime.metrics import log_loss
+from device_runtime.metrics import at_level, log_loss
 from device_runtime.model import TASTE, VOCABULARY, Model, Weights
 from device_runtime.personalize import (
     consider,
@@ -27,6 +29,7 @@ from device_runtime.personalize import (
 )
 from device_runtime.reach import reach
 from device_runtime.samples import Ragged, SampleBatch
+from device_runtime.stopping import EarlyStop
 from device_runtime.tables import LocalTable
 from tests.export.conftest import ITEMS, bundle, engines, small_din  # noqa: F401  (fixtures)
 
@@ -50,7 +53,7 @@ def tuned(model, local, kept=None, weights=None, **settings):
     parts = [local] if kept is None else [local, kept]
     table = model.table(SampleBatch.concatenate(parts).ids(VOCABULARY), model.base)
     found = tune(model, model.base, table, local, kept, weights, RoundSettings(**settings), np.random.default_rng(0))
-    return table, found
+    return table, found.weights
 
 
 def test_tuning_learns_the_local_samples_and_leaves_the_base_alone(model, rng):
@@ -170,7 +173,7 @@ def test_a_part_of_the_way_is_an_average_of_weights(model, rng, share):
     local = samples(model, rng, 30)
     table = base_table(model, local)
     settings = RoundSettings(rate=0.3, table_rate=3.0, freeze_histories=False)
-    tuned = tune(model, model.base, table, local, None, None, settings, np.random.default_rng(0))
+    tuned = tune(model, model.base, table, local, None, None, settings, np.random.default_rng(0)).weights
     part = part_of_the_way(model, tuned, table, share)
     assert part.rows.ids.tolist() == tuned.rows.ids.tolist() and len(part.rows.ids)
     for name, tensor in tuned.dense.items():
@@ -321,7 +324,8 @@ def lifted(model, rng, **settings):
     asked = 0.01 * rng.normal(size=60)  # the model is not trained: its logits are that small
     soft = SampleBatch(kept.schema, kept.columns, sigmoid(before + asked).astype(np.float32))
     given = RoundSettings(**{"rate": 1e-9, "row_share": 1.0} | settings)
-    found = tune(model, model.base, table, local, soft, np.ones(60, np.float32), given, np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    found = tune(model, model.base, table, local, soft, np.ones(60, np.float32), given, rng).weights
     after = model.logits(kept, personal_table(table, found), found)
     return table, local, found, after - before, asked
 
@@ -337,22 +341,69 @@ def test_what_serves_is_tuned_anew_on_all_local_samples_and_keeps_what_candidate
     settings = RoundSettings(rate=0.3, table_rate=3.0, epochs=10, freeze_histories=False)
     tuned = tune(model, model.base, table, local, kept, weights, settings, np.random.default_rng(0))
 
-    def passes(kept, weights, used=settings):
-        return tune(model, model.base, table, everything, kept, weights, used, np.random.default_rng(1))
+    def passes(kept, weights, used):
+        return tune(model, model.base, table, everything, kept, weights, used, np.random.default_rng(1)).weights
 
     learned = learn_held_out(tuned, kept, weights, settings, passes)
-    anew = passes(None, None)
+    anew = passes(None, None, settings)
     for name, tensor in anew.dense.items():
         np.testing.assert_array_equal(learned.dense[name], tensor)
-    for ids, one in ((anew.rows.ids, anew), (item, tuned)):
+    for ids, one in ((anew.rows.ids, anew), (item, tuned.weights)):
         at, there = np.searchsorted(learned.rows.ids, ids), np.searchsorted(one.rows.ids, ids)
         np.testing.assert_array_equal(learned.rows.tensors["item.weight"][at], one.rows.tensors["item.weight"][there])
     assert set(learned.rows.ids.tolist()) == {*item.tolist(), *everything.ids(VOCABULARY).tolist()}
     joined = msgspec.structs.replace(settings, row_steps=0)
-    learned = learn_held_out(tuned, kept, weights, joined, lambda *found: passes(*found, joined))
+    learned = learn_held_out(tuned, kept, weights, joined, passes)
     anew = passes(kept, weights, joined)
     for name, tensor in anew.dense.items():
         np.testing.assert_array_equal(learned.dense[name], tensor, "candidates that join the passes join them again")
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("joined", [True, False])
+def test_passes_end_when_held_out_samples_are_predicted_no_better(model, rng, frozen, joined):
+    local, kept, weights = samples(model, rng, 60), samples(model, rng, 20), np.ones(20, np.float32)
+    held_out = samples(model, rng, 12)
+    table = base_table(model, SampleBatch.concatenate([local, held_out]), kept)
+    wild = RoundSettings(rate=0.5, table_rate=5.0, freeze_histories=frozen, row_steps=0 if joined else 1, epochs=30)
+
+    def after(settings, held_out=None):
+        rng = np.random.default_rng(0)
+        return tune(model, model.base, table, local, kept, weights, settings, rng, held_out)
+
+    patient = msgspec.structs.replace(wild, patience=4)
+    found = after(patient, held_out)
+    assert after(patient).passes == 30, "nothing is held out that could end them"
+    assert after(patient, held_out.take(np.arange(2))).passes == 30, "two samples say nothing"
+    assert after(wild, held_out).passes == 30, "and nobody asked"
+    if joined:  # secant steps draw from the same random numbers, later on
+        same = after(msgspec.structs.replace(wild, epochs=found.passes)).weights
+        for name, tensor in same.dense.items():
+            np.testing.assert_array_equal(found.weights.dense[name], tensor)
+
+    def loss(epochs):
+        one = after(msgspec.structs.replace(wild, epochs=epochs, row_steps=0)).weights
+        logits = model.logits(held_out, personal_table(table, one), one)
+        return log_loss(held_out.labels, at_level(logits, model.logits(held_out, table, model.base)))
+
+    if joined:
+        tried = [loss(epochs) for epochs in range(found.passes + 5)]
+        assert int(np.argmin(tried)) == found.passes < 30
+
+
+@given(st.lists(st.integers(-30, 30), min_size=1, max_size=12), st.integers(1, 4))
+def test_a_stop_keeps_the_best_of_the_passes_that_it_saw(slopes, patience):
+    labels = np.array([1, 0, 1, 0], np.float32)
+    tilt = np.array([1, -1, 1, -1], np.float32)
+    stop = EarlyStop(lambda values: values["slope"] * tilt + 7, labels, {"slope": np.float32(0)}, patience)
+    made = [0.0]
+    for tenths in slopes:
+        made.append(tenths / 10)
+        if stop({"slope": np.float32(tenths / 10)}):
+            break
+    best = int(np.argmax(made))  # the steeper, the better, and the first of equals
+    assert stop.passes == best and stop.best["slope"] == np.float32(made[best])
+    assert len(made) - 1 - best <= patience
 
 
 def test_row_steps_reach_soft_labels_and_leave_the_users_own_rows(model, rng):

@@ -51,7 +51,7 @@ def test_the_documented_model_goes_from_training_to_a_device(documented, tmp_pat
     try_engine(model)
     mine = samples(dataset.events.take(dataset.events.contributor == 0), manifest.schema)
     table = model.table(mine.ids(VOCABULARY), model.base)
-    found = tune(model, model.base, table, mine, None, None, RoundSettings(rate=0.01), rng)
+    found = tune(model, model.base, table, mine, None, None, RoundSettings(rate=0.01), rng).weights
     assert set(found.dense) == {"turn.scale", "turn.shift"}, "the frozen layers are not stored"
     assert found.rows is None
     before = model.logits(mine, table, model.base)

@@ -80,7 +80,8 @@ final class Evaluating {
         Map<String, Object> outcome = new LinkedHashMap<>();
         Weights tuned;
         try {
-            tuned = Personalize.tune(model, settings, model.base, table, local.train, found, new Pcg64(seed));
+            tuned = Personalize.tune(model, settings, model.base, table, local.train, found, new Pcg64(seed),
+                    null).weights;
         } catch (EngineError diverged) { // that is what is to be told of this configuration
             outcome.put("diverged", true);
             return outcome;

@@ -231,6 +231,6 @@ final class Filtering {
         Map<String, Tensor> x = new LinkedHashMap<>();
         x.put("x", Tensor.join(local, outside));
         return Trainer.train(step, model.classifier, x, label, weight, settings.classifierRate,
-                settings.classifierRate, settings.classifierEpochs, random);
+                settings.classifierRate, settings.classifierEpochs, random, null);
     }
 }

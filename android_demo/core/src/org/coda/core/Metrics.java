@@ -54,6 +54,17 @@ final class Metrics {
         return 1 / (1 + Math.exp(-Math.max(-30, Math.min(30, logit))));
     }
 
+    /** The logits, shifted so that their mean is that of the others. */
+    static float[] atLevel(float[] logits, float[] of) {
+        float[] found = logits.clone();
+        float is = Floats.mean(logits);
+        float was = Floats.mean(of);
+        for (int i = 0; i < found.length; i++) {
+            found[i] = logits[i] - is + was;
+        }
+        return found;
+    }
+
     static double logLoss(float[] labels, float[] logits) {
         return Floats.mean(losses(labels, logits));
     }

@@ -7,6 +7,7 @@ import org.coda.core.Wire.Rows;
 
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Collections;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
@@ -17,6 +18,28 @@ final class Personalize {
     private static final double ROUNDING = 1e-6;
     /** The exponential of this is a number yet. */
     private static final double RARE = 700;
+
+    /** Weights, and the passes over samples that led to them. */
+    static final class Tuned {
+        final Weights weights;
+        final int passes;
+
+        Tuned(Weights weights, int passes) {
+            this.weights = weights;
+            this.passes = passes;
+        }
+    }
+
+    /** Values after so many passes. */
+    private static final class Passed {
+        final Map<String, Tensor> values;
+        final int passes;
+
+        Passed(Map<String, Tensor> values, int passes) {
+            this.values = values;
+            this.passes = passes;
+        }
+    }
 
     private Personalize() {}
 
@@ -50,23 +73,27 @@ final class Personalize {
      *
      * @param table the rows of both.
      * @param found null where nothing was filtered.
+     * @param heldOut says when passes end, where the settings have {@code patience}; null where none are held out.
      */
-    static Weights tune(Model model, RoundSettings settings, Weights weights, LocalTable table, SampleBatch local,
-            Augmentation found, Pcg64 random) {
+    static Tuned tune(Model model, RoundSettings settings, Weights weights, LocalTable table, SampleBatch local,
+            Augmentation found, Pcg64 random, SampleBatch heldOut) {
         SampleBatch kept = found == null ? null : found.kept;
         float[] keptWeights = found == null ? null : found.weights;
         Map<String, Tensor> values = model.values("step", weights, table);
         boolean augmented = kept != null && kept.size() > 0;
-        Map<String, Tensor> trained = new LinkedHashMap<>(values);
+        SampleBatch watched = settings.patience > 0 && heldOut != null && heldOut.size() >= EarlyStop.FEWEST ? heldOut
+                : null;
+        Passed passed = new Passed(new LinkedHashMap<>(values), 0);
         if (augmented && settings.rowSteps == 0) {
             float[] outside = new float[kept.size()];
             for (int i = 0; i < outside.length; i++) {
                 outside[i] = (float) settings.outsideWeight * keptWeights[i];
             }
-            trained = passes(model, settings, weights, table, values, local, kept, outside, random);
+            passed = passes(model, settings, weights, table, values, local, kept, outside, random, watched);
         } else if (!augmented || local.size() > 0) {
-            trained = passes(model, settings, weights, table, values, local, null, null, random);
+            passed = passes(model, settings, weights, table, values, local, null, null, random, watched);
         }
+        Map<String, Tensor> trained = passed.values;
         if (augmented && settings.rowSteps > 0) {
             double[] change = change(model, settings, weights, table, kept, keptWeights);
             trained = Reach.reach(model, settings, trained, table, kept, change,
@@ -75,23 +102,25 @@ final class Personalize {
         if (settings.interpolation < 1) {
             interpolate(model.spec("step"), trained, values, settings.interpolation);
         }
-        return personal(model, trained, values, table);
+        return new Tuned(personal(model, trained, values, table), passed.passes);
     }
 
     /**
-     * What serves in place of tuned weights that may: tuned anew, from the bundle's weights, on all local samples. Rows
-     * that were moved for kept samples by secant steps stay as they are.
+     * What serves in place of tuned weights that may: tuned anew, from the bundle's weights, on all local samples in
+     * as many passes. Rows that were moved for kept samples by secant steps stay as they are.
      *
      * @param table base rows of all local samples and of the kept ones.
      * @param found what the filter kept; null where nothing was filtered.
      */
-    static Weights learnHeldOut(Model model, Weights tuned, LocalTable table, SampleBatch everything,
+    static Weights learnHeldOut(Model model, Tuned tuned, LocalTable table, SampleBatch everything,
             Augmentation found, Pcg64 random) {
-        RoundSettings settings = model.manifest.settings;
+        RoundSettings settings = model.manifest.settings.with(
+                Collections.<String, Object>singletonMap("epochs", (long) tuned.passes));
         if (settings.rowSteps > 0) {
-            return tuned.followedBy(tune(model, settings, model.base, table, everything, null, random));
+            return tuned.weights.followedBy(
+                    tune(model, settings, model.base, table, everything, null, random, null).weights);
         }
-        return tune(model, settings, model.base, table, everything, found, random);
+        return tune(model, settings, model.base, table, everything, found, random, null).weights;
     }
 
     /** By how much the logits of kept samples should change: a share of the way to their soft labels. */
@@ -117,8 +146,9 @@ final class Personalize {
     }
 
     /** Values after passes over local samples, and over others where there are any. */
-    private static Map<String, Tensor> passes(Model model, RoundSettings settings, Weights weights, LocalTable table,
-            Map<String, Tensor> values, SampleBatch local, SampleBatch others, float[] othersWeights, Pcg64 random) {
+    private static Passed passes(final Model model, final RoundSettings settings, Weights weights, LocalTable table,
+            final Map<String, Tensor> values, SampleBatch local, SampleBatch others, float[] othersWeights, Pcg64 random,
+            SampleBatch watched) {
         SampleBatch samples = local;
         float[] weight = Floats.filled(local.size(), 1);
         float[] labels = labels(model, settings, weights, table, local);
@@ -129,24 +159,43 @@ final class Personalize {
         }
         Map<String, Tensor> columns = Tables.features(samples, table);
         Map<String, Tensor> start = values;
-        int rows = table.ids.length;
+        final int rows = table.ids.length;
         if (settings.freezeHistories) {
             Reach.apart(model, columns, rows);
             start = Reach.doubled(model, values, values);
         }
+        final long[] own = table.local(local.ids(Model.VOCABULARY));
+        EarlyStop stop = null;
+        if (watched != null) {
+            final Map<String, Tensor> asked = Tables.features(watched, table);
+            stop = new EarlyStop(new EarlyStop.Logits() {
+                @Override
+                public float[] of(Map<String, Tensor> trained) {
+                    return Trainer.scores(model.graph("score"), cut(model, settings, trained, values, rows, own), asked)
+                            .floats;
+                }
+            }, watched.labels, start, settings.patience);
+        }
         Map<String, Tensor> trained = Trainer.train(model.graph("step"), start, columns, labels, weight, settings.rate,
-                settings.tableRate, settings.epochs, random);
+                settings.tableRate, settings.epochs, random, stop);
+        return new Passed(cut(model, settings, stop == null ? trained : stop.best, values, rows, own),
+                stop == null ? settings.epochs : stop.passes);
+    }
+
+    /** Trained values without the second copy of rows that histories had, and own rows as they were. */
+    private static Map<String, Tensor> cut(Model model, RoundSettings settings, Map<String, Tensor> trained,
+            Map<String, Tensor> values, int rows, long[] own) {
+        Map<String, Tensor> found = new LinkedHashMap<>(trained);
         if (settings.freezeHistories) {
-            long[] own = table.local(local.ids(Model.VOCABULARY));
             for (String name : Reach.sliced(model)) {
                 Tensor first = trained.get(name).take(Ints.range(0, rows));
                 for (long row : own) { // what histories are made of, now or at the next like
                     first.put((int) row, values.get(name), (int) row, first.width());
                 }
-                trained.put(name, first);
+                found.put(name, first);
             }
         }
-        return trained;
+        return found;
     }
 
     private static void interpolate(GraphSpec spec, Map<String, Tensor> trained, Map<String, Tensor> values,
@@ -267,15 +316,7 @@ final class Personalize {
     static Verdict judge(float[] labels, float[] before, float[] after, RoundSettings settings) {
         boolean finite = Floats.areFinite(after);
         int n = after.length;
-        float[] level = after.clone();
-        if (finite && n > 0) {
-            float was = Floats.mean(before);
-            float is = Floats.mean(after);
-            for (int i = 0; i < n; i++) {
-                level[i] = after[i] - is + was;
-            }
-        }
-        double[] harm = Metrics.losses(labels, level);
+        double[] harm = Metrics.losses(labels, finite && n > 0 ? Metrics.atLevel(after, before) : after);
         double[] without = Metrics.losses(labels, before);
         for (int i = 0; i < n; i++) {
             harm[i] -= without[i];

@@ -89,6 +89,8 @@ public final class Progress {
     Double aucPrevious;
     /** Whether this round has changed bundles. */
     boolean moved;
+    /** Passes that led to the tuned weights; null where an older version of this software tuned them. */
+    Integer passes;
 
     Progress(Inputs inputs) {
         this.inputs = inputs;
@@ -126,6 +128,7 @@ public final class Progress {
         found.repulled = fields.flag("repulled", false);
         found.aucPrevious = fields.has("auc_previous") ? fields.number("auc_previous") : null;
         found.moved = fields.flag("moved", false);
+        found.passes = fields.has("passes") ? fields.int32("passes") : null;
         return found;
     }
 
@@ -164,6 +167,7 @@ public final class Progress {
         found.put("repulled", repulled);
         found.put("moved", moved);
         found.put("auc_previous", aucPrevious);
+        found.put("passes", passes);
         return Json.bytes(found);
     }
 

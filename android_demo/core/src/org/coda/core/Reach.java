@@ -139,7 +139,7 @@ final class Reach {
                 labels[i] = (float) Metrics.sigmoid(now[i] + Math.signum(goal[i] - now[i]) * PUSH);
             }
             Map<String, Tensor> trained = Trainer.train(model.graph("step"), placed(rows), columns, labels,
-                    Floats.filled(n, 1), STILL, settings.tableRate, 1, random);
+                    Floats.filled(n, 1), STILL, settings.tableRate, 1, random, null);
             Map<String, Tensor> direction = new LinkedHashMap<>();
             Map<String, Tensor> probed = new LinkedHashMap<>();
             for (String name : moving) {

@@ -426,9 +426,10 @@ public final class Round {
             public void run() {
                 LocalTable base = model.table(ids(), model.base, rows());
                 Augmentation found = augmentation();
-                Weights tuned = Personalize.tune(model, model.manifest.settings, model.base, base, local.train, found,
-                        random());
-                keep("tuned", Safetensors.write(tuned.tensors()));
+                Personalize.Tuned tuned = Personalize.tune(model, model.manifest.settings, model.base, base, local.train,
+                        found, random(), local.heldOut);
+                progress.passes = tuned.passes;
+                keep("tuned", Safetensors.write(tuned.weights.tensors()));
             }
         });
         return "tuned";
@@ -461,8 +462,9 @@ public final class Round {
             phase("tune", new Runnable() {
                 @Override
                 public void run() {
-                    Weights learned = Personalize.learnHeldOut(model, tuned, base, local.everything, augmentation(),
-                            random());
+                    int passes = progress.passes == null ? model.manifest.settings.epochs : progress.passes;
+                    Weights learned = Personalize.learnHeldOut(model, new Personalize.Tuned(tuned, passes), base,
+                            local.everything, augmentation(), random());
                     learned = Personalize.partOfTheWay(model, learned, base, progress.verdict.share);
                     keep("learned", Safetensors.write(learned.tensors()));
                 }

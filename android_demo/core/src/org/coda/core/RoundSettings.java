@@ -24,6 +24,7 @@ public final class RoundSettings {
     public final double outsideWeight;
     public final boolean labelCorrection;
     public final int epochs;
+    public final int patience;
     public final double rate;
     public final double tableRate;
     public final double interpolation;
@@ -59,6 +60,7 @@ public final class RoundSettings {
         outsideWeight = fields.number("outside_weight", 2);
         labelCorrection = fields.flag("label_correction", false);
         epochs = fields.int32("epochs", 3);
+        patience = fields.int32("patience", 0);
         rate = fields.number("rate", 0.05);
         tableRate = fields.number("table_rate", 0.05);
         interpolation = fields.number("interpolation", 1);

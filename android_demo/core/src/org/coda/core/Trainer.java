@@ -85,10 +85,12 @@ final class Trainer {
      * Epochs of a step graph over n samples: all values, those that train updated.
      *
      * @param weights at least 0; samples of weight 0 are left out.
+     * @param stop says after each epoch whether it was the last; null where all are made.
      * @throws EngineError training diverged.
      */
     static Map<String, Tensor> train(Engine.Graph graph, Map<String, Tensor> values, Map<String, Tensor> features,
-            float[] labels, float[] weights, double rate, double tableRate, int epochs, Pcg64 random) {
+            float[] labels, float[] weights, double rate, double tableRate, int epochs, Pcg64 random,
+            EarlyStop stop) {
         if (!(rate > 0) || Double.isInfinite(rate)) {
             throw new InputError("the learning rate must be a finite number above 0, not " + rate);
         }
@@ -142,6 +144,9 @@ final class Trainer {
                 if (!current.get(name).isFinite()) {
                     throw diverged(epoch, "'" + name + "' is not finite", rate);
                 }
+            }
+            if (stop != null && stop.ends(current)) {
+                break;
             }
         }
         return current;

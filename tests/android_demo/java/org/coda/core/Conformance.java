@@ -224,6 +224,7 @@ public final class Conformance {
         found.put("outside_weight", given.outsideWeight);
         found.put("label_correction", given.labelCorrection);
         found.put("epochs", given.epochs);
+        found.put("patience", given.patience);
         found.put("rate", given.rate);
         found.put("table_rate", given.tableRate);
         found.put("interpolation", given.interpolation);
