@@ -1,9 +1,10 @@
 """Moves the rows of items so that the model's logits become those asked for.
 
 Gradient descent at one rate for all rows overshoots on some and hardly moves others: how far a logit moves with a step
-differs from item to item by orders of magnitude. A secant step does not: the step graph says in which direction a row
-is to go, the score graph how far the logit went, and the row goes as many times as far as is needed. Two such steps
-reach what eight passes at the best rate come half-way to (`docs/accuracy.md`).
+differs from item to item by orders of magnitude. The secant method does not: the step graph says in which direction a
+row is to go, the score graph how far the logit went, and the row goes as many times as far as is needed; then as many
+times as what this step gave asks for. The direction is asked for once: a row's gradient hardly turns on so short a way,
+and asking is what costs most (`docs/adr/0010-tastes-and-row-steps.md`).
 """
 
 from __future__ import annotations
@@ -129,13 +130,8 @@ def _reached(
     def logits(rows: Mapping[str, Array]) -> Float64:
         return scores(model.graph("score"), placed(rows), columns).astype(np.float64)
 
-    step = model.graph("step")
-    now = logits(rows)
-    goal = now + change
-    for _ in range(steps):
-        lacking = goal - now
-        labels = sigmoid(now + np.sign(lacking) * _PUSH).astype(np.float32)
-        start = placed(rows)
+    def direction_to(labels: Float32) -> dict[str, Float32]:
+        step, start = model.graph("step"), placed(rows)
         trained, _ = train(
             step,
             {**start, **initial_state(step.spec, start)},
@@ -147,16 +143,24 @@ def _reached(
             rng=rng,
             table_rate=probe,
         )
-        direction = {n: trained[n][: len(free)].astype(np.float32) - rows[n] for n in moving}
-        moved = logits({n: rows[n] + direction[n] for n in moving}) - now
-        times = np.where(free[at] & (moved * lacking > 0), lacking / np.where(moved == 0, 1, moved), 0)
-        size = np.sqrt(sum(_square(part[at]) for part in direction.values()))
-        times = np.minimum(times, far / np.maximum(size, 1e-12))
+        return {n: trained[n][: len(free)].astype(np.float32) - rows[n] for n in moving}
+
+    now = logits(rows)
+    goal = now + change
+    direction = direction_to(sigmoid(now + np.sign(change) * _PUSH).astype(np.float32))
+    slope = logits({n: rows[n] + direction[n] for n in moving}) - now
+    may = free[at] & (slope * change > 0)
+    most = far / np.maximum(np.sqrt(sum(_square(part[at]) for part in direction.values())), 1e-12)
+    for _ in range(steps):
+        lacking = goal - now
+        times = np.where(may & (slope != 0), lacking / np.where(slope == 0, 1, slope), 0)
+        times = np.clip(times, -most, most)
         tried = _stepped(rows, direction, at, times)
         then = logits(tried)
+        slope = np.where(times != 0, (then - now) / np.where(times == 0, 1, times), slope)
         times[np.abs(goal - then) > np.abs(lacking)] = 0
         rows = _stepped(rows, direction, at, times)
-        now = np.where(times > 0, then, now)
+        now = np.where(times != 0, then, now)
     return rows
 
 

@@ -133,41 +133,52 @@ final class Reach {
         for (int i = 0; i < n; i++) {
             goal[i] = now[i] + change[i];
         }
+        Map<String, Tensor> direction = direction(settings, rows, now, change, free.length, random);
+        double[] all = new double[n];
+        Arrays.fill(all, 1);
+        double[] slope = logits(stepped(rows, direction, at, all));
+        boolean[] may = new boolean[n];
+        double[] most = new double[n];
+        for (int i = 0; i < n; i++) {
+            slope[i] -= now[i];
+            may[i] = free[(int) at[i]] && slope[i] * change[i] > 0;
+            most[i] = far / Math.max(length(direction, (int) at[i]), 1e-12);
+        }
         for (int step = 0; step < settings.rowSteps; step++) {
-            float[] labels = new float[n];
-            for (int i = 0; i < n; i++) {
-                labels[i] = (float) Metrics.sigmoid(now[i] + Math.signum(goal[i] - now[i]) * PUSH);
-            }
-            Map<String, Tensor> trained = Trainer.train(model.graph("step"), placed(rows), columns, labels,
-                    Floats.filled(n, 1), STILL, settings.tableRate, 1, random, null);
-            Map<String, Tensor> direction = new LinkedHashMap<>();
-            Map<String, Tensor> probed = new LinkedHashMap<>();
-            for (String name : moving) {
-                Tensor difference = trained.get(name).take(Ints.range(0, free.length));
-                Tensor there = rows.get(name).copy();
-                for (int i = 0; i < difference.size(); i++) {
-                    difference.floats[i] -= there.floats[i];
-                    there.floats[i] += difference.floats[i];
-                }
-                direction.put(name, difference);
-                probed.put(name, there);
-            }
-            double[] moved = logits(probed);
             double[] times = new double[n];
             for (int i = 0; i < n; i++) {
-                double lacking = goal[i] - now[i];
-                double went = moved[i] - now[i];
-                times[i] = free[(int) at[i]] && went * lacking > 0 ? lacking / went : 0;
-                times[i] = Math.min(times[i], far / Math.max(length(direction, (int) at[i]), 1e-12));
+                double wanted = may[i] && slope[i] != 0 ? (goal[i] - now[i]) / slope[i] : 0;
+                times[i] = Math.max(-most[i], Math.min(most[i], wanted));
             }
             double[] then = logits(stepped(rows, direction, at, times));
             for (int i = 0; i < n; i++) {
+                slope[i] = times[i] != 0 ? (then[i] - now[i]) / times[i] : slope[i];
                 times[i] = Math.abs(goal[i] - then[i]) > Math.abs(goal[i] - now[i]) ? 0 : times[i];
-                now[i] = times[i] > 0 ? then[i] : now[i];
+                now[i] = times[i] != 0 ? then[i] : now[i];
             }
             rows = stepped(rows, direction, at, times);
         }
         return rows;
+    }
+
+    /** By how much each row moves when its sample's label asks for the change. */
+    private Map<String, Tensor> direction(RoundSettings settings, Map<String, Tensor> rows, double[] now, double[] change,
+            int height, Pcg64 random) {
+        float[] labels = new float[now.length];
+        for (int i = 0; i < labels.length; i++) {
+            labels[i] = (float) Metrics.sigmoid(now[i] + Math.signum(change[i]) * PUSH);
+        }
+        Map<String, Tensor> trained = Trainer.train(model.graph("step"), placed(rows), columns, labels,
+                Floats.filled(labels.length, 1), STILL, settings.tableRate, 1, random, null);
+        Map<String, Tensor> found = new LinkedHashMap<>();
+        for (String name : moving) {
+            Tensor difference = trained.get(name).take(Ints.range(0, height));
+            for (int i = 0; i < difference.size(); i++) {
+                difference.floats[i] -= rows.get(name).floats[i];
+            }
+            found.put(name, difference);
+        }
+        return found;
     }
 
     private String item() {
