@@ -76,9 +76,14 @@ def _marks(samples: SampleBatch) -> npt.NDArray[np.uint64]:
 
 
 class PoolBefore(Pool):
-    """What a pool held before a time: the beginning of each segment, which must be ordered by time. Never grows."""
+    """What a pool held before a time: the beginning of each segment, which must be ordered by time. Never grows.
+
+    Attributes:
+        summed: by half-life, for `pooled`: all methods of a device ask about the same past.
+    """
 
     def __init__(self, pool: Pool, before: int) -> None:
+        self.summed: dict[float, Summed] = {}
         self.folder, self.schema, self.width = pool.folder, pool.schema, pool.width
         self._segments = ()
         for segment in pool.segments:
@@ -155,7 +160,8 @@ class Cloud:
                 assert directory is not None, "a device asked by it"
                 candidates, shortfall = by_directory(pool, asked, asker, directory, settings.sharpness, self.parts)
             elif settings.matching == "pooled":
-                whole = Summed(partial(self.residuals, half_life=settings.half_life or 0.0))
+                life = settings.half_life or 0.0
+                whole = pool.summed.setdefault(life, Summed(partial(self.residuals, half_life=life)))
                 candidates, shortfall = pooled(pool, by_search(store), asked, asker, settings, whole)
             else:
                 candidates, shortfall = match(pool, store, asked, asker)
