@@ -15,7 +15,7 @@ from device_runtime.engines import Array
 from device_runtime.messages import Verdict
 from device_runtime.metrics import at_level, auc, log_loss, losses
 from device_runtime.model import VOCABULARY, Model, Weights
-from device_runtime.reach import apart, doubled, reach, sliced
+from device_runtime.reach import apart, reach, sliced, with_past
 from device_runtime.samples import Float32, Float64, Int64, Ragged, SampleBatch
 from device_runtime.stopping import FEWEST, EarlyStop
 from device_runtime.tables import LocalTable, features
@@ -162,7 +162,8 @@ def _passes(
     labels = np.concatenate([_labels(model, weights, table, part, settings) for part, _ in used])
     columns, start = features(samples, {VOCABULARY: table}), values
     if settings.freeze_histories:
-        columns, start = apart(model, columns, len(table)), doubled(model, values, values)
+        columns, past = apart(model, columns, len(table))
+        start = with_past(model, values, values, past)
     own = table.local(local.ids(VOCABULARY))  # what histories are made of, now or at the next like
 
     def cut(trained: Mapping[str, Array]) -> dict[str, Array]:

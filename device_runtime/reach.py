@@ -29,24 +29,28 @@ _FAR = 3.0
 """A step's length, at most: in terms of the root mean square of rows' lengths."""
 
 
-def apart(model: Model, columns: Mapping[str, Array], rows: int) -> dict[str, Array]:
-    """Features whose histories point to a second copy of every row (`doubled`): it may train, and is thrown away.
+def apart(model: Model, columns: Mapping[str, Array], rows: int) -> tuple[dict[str, Array], Int64]:
+    """Features whose histories point to rows of their own, which may train and are thrown away; and the rows, int64,
+    that these are copies of (`with_past`). rows: of the table; 0, the padding, stays what it is.
 
     A user's history is in each of their samples. Were its rows to move with every one, the user's whole profile would
     drift at the rate that is meant for an item seen once.
     """
-    histories = {f.name for f in model.manifest.schema.features if f.kind == "ids" and f.vocabulary == VOCABULARY}
-    return {n: _shifted(c, rows) if n in histories else c for n, c in columns.items()}
+    schema = model.manifest.schema
+    histories = [f.name for f in schema.features if f.kind == "ids" and f.vocabulary == VOCABULARY]
+    seen = np.zeros(rows, bool)
+    for name in histories:
+        seen[columns[name].astype(np.int64)] = True
+    seen[0] = False
+    past = np.flatnonzero(seen)
+    moved = np.zeros(rows, np.int64)
+    moved[past] = rows + np.arange(len(past))
+    return {n: moved[c.astype(np.int64)] if n in histories else c for n, c in columns.items()}, past
 
 
-def doubled(model: Model, values: Mapping[str, Array], copied: Mapping[str, Array]) -> dict[str, Array]:
-    """The values, with a second copy of every row under the first: that of `copied`."""
-    return {**values, **{n: np.concatenate([values[n], copied[n]]) for n in sliced(model)}}
-
-
-def _shifted(ids: Array, rows: int) -> Array:
-    at = ids.astype(np.int64)
-    return np.where(at > 0, at + rows, at)
+def with_past(model: Model, values: Mapping[str, Array], copied: Mapping[str, Array], past: Int64) -> dict[str, Array]:
+    """The values, with these rows of `copied` under their own."""
+    return {**values, **{n: np.concatenate([values[n], copied[n][past]]) for n in sliced(model)}}
 
 
 def sliced(model: Model) -> list[str]:
@@ -120,12 +124,12 @@ def _reached(
     each may move. far: a step's length, at most."""
     [item] = [f.name for f in model.manifest.schema.features if f.kind == "id" and f.vocabulary == VOCABULARY]
     at = columns[item].astype(np.int64)
-    columns = apart(model, columns, len(free))
+    columns, past = apart(model, columns, len(free))
     moving = _moving(model)
     rows: dict[str, Float32] = {n: np.asarray(values[n], np.float32) for n in moving}
 
     def placed(rows: Mapping[str, Array]) -> dict[str, Array]:
-        return doubled(model, {**values, **rows}, values)
+        return with_past(model, {**values, **rows}, values, past)
 
     def logits(rows: Mapping[str, Array]) -> Float64:
         return scores(model.graph("score"), placed(rows), columns).astype(np.float64)

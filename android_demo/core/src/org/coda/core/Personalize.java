@@ -161,8 +161,7 @@ final class Personalize {
         Map<String, Tensor> start = values;
         final int rows = table.ids.length;
         if (settings.freezeHistories) {
-            Reach.apart(model, columns, rows);
-            start = Reach.doubled(model, values, values);
+            start = Reach.withPast(model, values, values, Reach.apart(model, columns, rows));
         }
         final long[] own = table.local(local.ids(Model.VOCABULARY));
         EarlyStop stop = null;
@@ -182,7 +181,7 @@ final class Personalize {
                 stop == null ? settings.epochs : stop.passes);
     }
 
-    /** Trained values without the second copy of rows that histories had, and own rows as they were. */
+    /** Trained values without the rows that histories had of their own, and own items as they were. */
     private static Map<String, Tensor> cut(Model model, RoundSettings settings, Map<String, Tensor> trained,
             Map<String, Tensor> values, int rows, long[] own) {
         Map<String, Tensor> found = new LinkedHashMap<>(trained);

@@ -21,6 +21,7 @@ final class Reach {
     private final Model model;
     private final Map<String, Tensor> values;
     private final Map<String, Tensor> columns;
+    private final int[] past;
     private final List<String> moving;
 
     /** values: cut to the rows of the table. */
@@ -28,7 +29,7 @@ final class Reach {
         this.model = model;
         this.values = values;
         columns = Tables.features(samples, table);
-        apart(model, columns, table.ids.length);
+        past = apart(model, columns, table.ids.length);
         moving = moving(model);
     }
 
@@ -43,24 +44,45 @@ final class Reach {
         return found;
     }
 
-    /** Let histories point to a second copy of every row, which may train and is thrown away; see {@link #doubled}. */
-    static void apart(Model model, Map<String, Tensor> columns, int rows) {
+    /**
+     * Let histories point to rows of their own, which may train and are thrown away: copies of those rows of a table that
+     * are returned, ascending; see {@link #withPast}.
+     */
+    static int[] apart(Model model, Map<String, Tensor> columns, int rows) {
+        int[] moved = new int[rows];
+        List<String> histories = new ArrayList<>();
         for (Schema.Feature feature : model.manifest.schema.features) {
             if (feature.kind.equals("ids") && feature.vocabulary.equals(Model.VOCABULARY)) {
-                Tensor shifted = columns.get(feature.name).copy();
-                for (int i = 0; i < shifted.longs.length; i++) {
-                    shifted.longs[i] += shifted.longs[i] > 0 ? rows : 0;
+                histories.add(feature.name);
+                for (long row : columns.get(feature.name).longs) {
+                    moved[(int) row] = 1;
                 }
-                columns.put(feature.name, shifted);
             }
         }
+        int[] past = new int[rows];
+        int count = 0;
+        for (int row = 1; row < rows; row++) {
+            if (moved[row] > 0) {
+                past[count] = row;
+                moved[row] = rows + count++;
+            }
+        }
+        moved[0] = 0; // padding
+        for (String name : histories) {
+            Tensor shifted = columns.get(name).copy();
+            for (int i = 0; i < shifted.longs.length; i++) {
+                shifted.longs[i] = moved[(int) shifted.longs[i]];
+            }
+            columns.put(name, shifted);
+        }
+        return Arrays.copyOf(past, count);
     }
 
-    /** The values, with a second copy of every row under the first: that of {@code copied}. */
-    static Map<String, Tensor> doubled(Model model, Map<String, Tensor> values, Map<String, Tensor> copied) {
+    /** The values, with these rows of {@code copied} under their own. */
+    static Map<String, Tensor> withPast(Model model, Map<String, Tensor> values, Map<String, Tensor> copied, int[] past) {
         Map<String, Tensor> found = new LinkedHashMap<>(values);
         for (String name : sliced(model)) {
-            found.put(name, Tensor.join(values.get(name), copied.get(name)));
+            found.put(name, Tensor.join(values.get(name), copied.get(name).take(past)));
         }
         return found;
     }
@@ -193,7 +215,7 @@ final class Reach {
     private Map<String, Tensor> placed(Map<String, Tensor> rows) {
         Map<String, Tensor> whole = new LinkedHashMap<>(values);
         whole.putAll(rows);
-        return doubled(model, whole, values);
+        return withPast(model, whole, values, past);
     }
 
     private double[] logits(Map<String, Tensor> rows) {
