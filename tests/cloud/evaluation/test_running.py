@@ -200,8 +200,9 @@ def test_mpda_keeps_what_raises_the_local_auc_and_rolls_back_the_rest(
     tuned = device.tuned
 
     def watched(name: str, *args, **kwargs):  # type: ignore[no-untyped-def]
-        kept.append((kwargs["start"], tuned(name, *args, **kwargs)))
-        return kept[-1][1]
+        found = tuned(name, *args, **kwargs)
+        kept.append((kwargs["start"], found.weights))
+        return found
 
     monkeypatch.setattr(device, "tuned", watched)
     monkeypatch.setattr(mpda, "USERS", 4)

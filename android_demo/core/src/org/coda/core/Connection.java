@@ -21,11 +21,13 @@ import java.net.URI;
 import java.net.URISyntaxException;
 import java.net.UnknownHostException;
 import java.nio.charset.StandardCharsets;
+import java.security.cert.CertificateException;
 import java.util.LinkedHashMap;
 import java.util.Locale;
 import java.util.Map;
 
 import javax.net.ssl.SSLException;
+import javax.net.ssl.SSLPeerUnverifiedException;
 
 /**
  * One kept HTTP/1.1 connection to one server. Of our own and not HttpURLConnection, because every byte must be counted,
@@ -296,11 +298,21 @@ final class Connection implements Closeable {
         }
     }
 
+    /** By the causes: what the text says differs between releases of Java. */
+    private static boolean isOfCertificate(Throwable error) {
+        for (Throwable cause = error; cause != null; cause = cause.getCause()) {
+            if (cause instanceof CertificateException || cause instanceof SSLPeerUnverifiedException) {
+                return true;
+            }
+        }
+        return false;
+    }
+
     private MayPass failed(IOException error) {
         close();
         if (error instanceof SSLException) {
             String said = String.valueOf(error.getMessage());
-            if (said.toLowerCase(Locale.ROOT).contains("cert") || said.contains("path")) {
+            if (isOfCertificate(error) || said.toLowerCase(Locale.ROOT).contains("cert")) {
                 throw new TrustError("the certificate of " + url + " does not verify: " + clip(said)
                         + "; check this device's date and the address");
             }
