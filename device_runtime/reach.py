@@ -4,7 +4,7 @@ Gradient descent at one rate for all rows overshoots on some and hardly moves ot
 differs from item to item by orders of magnitude. The secant method does not: the step graph says in which direction a
 row is to go, the score graph how far the logit went, and the row goes as many times as far as is needed; then as many
 times as what this step gave asks for. The direction is asked for once: a row's gradient hardly turns on so short a way,
-and asking is what costs most (`docs/adr/0026-directions-are-asked-for-once.md`).
+and asking costs more than two scores (`docs/adr/0026-directions-are-asked-for-once.md`).
 """
 
 from __future__ import annotations
