@@ -201,7 +201,7 @@ class Model:
         found = []
         for start in range(0, max(len(samples), 1), TOGETHER):
             part = samples.take(slice(start, start + TOGETHER))
-            rows = table.of(part.ids(VOCABULARY)) if len(part) < len(samples) else table
+            rows = table.of(part.ids(VOCABULARY))
             values = self.values(graph, weights, rows)
             found.append(scores(self.graph(graph), values, features(part, {VOCABULARY: rows})))
         return np.concatenate(found)

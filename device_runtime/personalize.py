@@ -154,29 +154,36 @@ def _passes(
     rng: np.random.Generator,
 ) -> tuple[dict[str, Array], int]:
     """Values after passes over all parts at once, and how many passes those are. parts: samples and their weight.
-    local: whose rows are put back. watched: samples that say when to stop."""
+    local: whose rows are put back. watched: samples that say when to stop.
+
+    Steps see the rows of these samples only: they work out something of every row that they are given, and the table
+    may hold thousands of candidates'."""
     step = model.graph("step")
     used = [(samples, weight) for samples, weight in parts if len(samples)]
     samples = SampleBatch.concatenate([part for part, _ in used]) if len(used) != 1 else used[0][0]
     weight = np.concatenate([np.full(len(part), mass, np.float32) for part, mass in used])
     labels = np.concatenate([_labels(model, weights, table, part, settings) for part, _ in used])
-    columns, start = features(samples, {VOCABULARY: table}), values
+    seen = [batch.ids(VOCABULARY) for batch in (samples, local, watched) if batch is not None]
+    rows = table.of(np.concatenate(seen))
+    at = table.local(rows.ids)
+    near = {**values, **{n: values[n][at] for n in sliced(model)}}
+    columns, start = features(samples, {VOCABULARY: rows}), near
     if settings.freeze_histories:
-        columns, past = apart(model, columns, len(table))
-        start = with_past(model, values, values, past)
-    own = table.local(local.ids(VOCABULARY))  # what histories are made of, now or at the next like
+        columns, past = apart(model, columns, len(rows))
+        start = with_past(model, near, near, past)
+    own = rows.local(local.ids(VOCABULARY))  # what histories are made of, now or at the next like
 
     def cut(trained: Mapping[str, Array]) -> dict[str, Array]:
         if not settings.freeze_histories:
             return dict(trained)
-        rows = {n: trained[n][: len(table)].copy() for n in sliced(model)}
+        found = {n: trained[n][: len(rows)].copy() for n in sliced(model)}
         for name in sliced(model):
-            rows[name][own] = values[name][own]
-        return {**trained, **rows}
+            found[name][own] = near[name][own]
+        return {**trained, **found}
 
     stop = None
     if watched is not None:
-        asked = features(watched, {VOCABULARY: table})
+        asked = features(watched, {VOCABULARY: rows})
         stop = EarlyStop(
             lambda trained: scores(model.graph("score"), cut(trained), asked), watched.labels, start, settings.patience
         )
@@ -192,7 +199,12 @@ def _passes(
         table_rate=settings.table_rate,
         ended=stop,
     )
-    return (cut(trained), settings.epochs) if stop is None else (cut(stop.best), stop.passes)
+    best, passes = (cut(trained), settings.epochs) if stop is None else (cut(stop.best), stop.passes)
+    for name in sliced(model):
+        whole = values[name].copy()
+        whole[at] = best[name]
+        best[name] = whole
+    return best, passes
 
 
 def _logit(probability: Float32) -> Float64:

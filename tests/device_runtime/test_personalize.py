@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from device_runtime import model as models
+from device_runtime import personalize as personalizing
 from device_runtime import reach as reaching
 from device_runtime.bundle import BlobStore, RoundSettings
 from device_runtime.candidates import as_labels, as_own, offsets, own_taste, sigmoid, with_history_of
@@ -354,6 +355,29 @@ def test_what_serves_is_tuned_anew_on_all_local_samples_and_keeps_what_candidate
     anew = passes(kept, weights, joined)
     for name, tensor in anew.dense.items():
         np.testing.assert_array_equal(learned.dense[name], tensor, "candidates that join the passes join them again")
+
+
+def test_passes_see_the_rows_of_their_own_samples_only(model, rng, monkeypatch):
+    """A table that holds thousands of candidates' rows beside must cost nothing and change nothing."""
+    local = samples(model, rng, 40)
+    heights = []
+    original = personalizing.train
+
+    def watched(graph, values, *args, **kwargs):
+        heights.append(len(values["item.weight"]))
+        return original(graph, values, *args, **kwargs)
+
+    monkeypatch.setattr(personalizing, "train", watched)
+    found = []
+    for ids in (local.ids(VOCABULARY), np.arange(1, ITEMS, dtype=np.int32)):
+        table = model.table(ids, model.base)
+        settings = RoundSettings(freeze_histories=False)
+        found.append(tune(model, model.base, table, local, None, None, settings, np.random.default_rng(0)).weights)
+    few, all_of_them = found
+    assert heights == [len(np.unique(local.ids(VOCABULARY))) + 1] * 2, "padding beside"
+    np.testing.assert_array_equal(few.rows.ids, all_of_them.rows.ids)
+    for name, tensor in few.tensors().items():
+        np.testing.assert_array_equal(tensor, all_of_them.tensors()[name])
 
 
 @pytest.mark.parametrize("frozen", [True, False])

@@ -309,7 +309,7 @@ public final class Model implements Closeable {
         int n = samples.size();
         for (int start = 0; found == null || start < n; start += LocalTable.TOGETHER) {
             SampleBatch part = samples.take(Ints.range(start, Math.min(start + LocalTable.TOGETHER, n)));
-            LocalTable rows = part.size() < n ? table.of(part.ids(VOCABULARY)) : table;
+            LocalTable rows = table.of(part.ids(VOCABULARY));
             Tensor some = Trainer.scores(graph(graph), values(graph, weights, rows), Tables.features(part, rows));
             found = found == null ? some : Tensor.join(found, some);
         }

@@ -145,9 +145,12 @@ final class Personalize {
         return found;
     }
 
-    /** Values after passes over local samples, and over others where there are any. */
+    /**
+     * Values after passes over local samples, and over others where there are any. Steps see the rows of these only: the
+     * table may hold thousands of candidates'.
+     */
     private static Passed passes(final Model model, final RoundSettings settings, Weights weights, LocalTable table,
-            final Map<String, Tensor> values, SampleBatch local, SampleBatch others, float[] othersWeights, Pcg64 random,
+            Map<String, Tensor> values, SampleBatch local, SampleBatch others, float[] othersWeights, Pcg64 random,
             SampleBatch watched) {
         SampleBatch samples = local;
         float[] weight = Floats.filled(local.size(), 1);
@@ -157,28 +160,43 @@ final class Personalize {
             weight = Floats.join(weight, othersWeights);
             labels = Floats.join(labels, labels(model, settings, weights, table, others));
         }
-        Map<String, Tensor> columns = Tables.features(samples, table);
-        Map<String, Tensor> start = values;
-        final int rows = table.ids.length;
-        if (settings.freezeHistories) {
-            start = Reach.withPast(model, values, values, Reach.apart(model, columns, rows));
+        int[] seen = Ints.join(samples.ids(Model.VOCABULARY), local.ids(Model.VOCABULARY));
+        final LocalTable near = table.of(watched == null ? seen : Ints.join(seen, watched.ids(Model.VOCABULARY)));
+        int[] at = Ints.of(table.local(near.ids));
+        final Map<String, Tensor> before = new LinkedHashMap<>(values);
+        for (String name : Reach.sliced(model)) {
+            before.put(name, values.get(name).take(at));
         }
-        final long[] own = table.local(local.ids(Model.VOCABULARY));
+        Map<String, Tensor> columns = Tables.features(samples, near);
+        Map<String, Tensor> start = before;
+        final int rows = near.ids.length;
+        if (settings.freezeHistories) {
+            start = Reach.withPast(model, before, before, Reach.apart(model, columns, rows));
+        }
+        final long[] own = near.local(local.ids(Model.VOCABULARY));
         EarlyStop stop = null;
         if (watched != null) {
-            final Map<String, Tensor> asked = Tables.features(watched, table);
+            final Map<String, Tensor> asked = Tables.features(watched, near);
             stop = new EarlyStop(new EarlyStop.Logits() {
                 @Override
                 public float[] of(Map<String, Tensor> trained) {
-                    return Trainer.scores(model.graph("score"), cut(model, settings, trained, values, rows, own), asked)
+                    return Trainer.scores(model.graph("score"), cut(model, settings, trained, before, rows, own), asked)
                             .floats;
                 }
             }, watched.labels, start, settings.patience);
         }
         Map<String, Tensor> trained = Trainer.train(model.graph("step"), start, columns, labels, weight, settings.rate,
                 settings.tableRate, settings.epochs, random, stop);
-        return new Passed(cut(model, settings, stop == null ? trained : stop.best, values, rows, own),
-                stop == null ? settings.epochs : stop.passes);
+        Map<String, Tensor> best = cut(model, settings, stop == null ? trained : stop.best, before, rows, own);
+        for (String name : Reach.sliced(model)) {
+            Tensor whole = values.get(name).copy();
+            Tensor moved = best.get(name);
+            for (int i = 0; i < at.length; i++) {
+                whole.put(at[i], moved, i, whole.width());
+            }
+            best.put(name, whole);
+        }
+        return new Passed(best, stop == null ? settings.epochs : stop.passes);
     }
 
     /** Trained values without the rows that histories had of their own, and own items as they were. */
