@@ -128,7 +128,7 @@ def _save_beyond(out: Path, dataset: Dataset | StreamedDataset, held_out: Sample
     found = tastes.learn(events.contributor, events.item, events.label, logits, len(dataset.items))
     days = drift.half_life(events.contributor, events.item, events.timestamp, events.label)
     count = shrinkage.shrinkage(np.asarray(held_out.columns["item"]), held_out.labels, predict(best, held_out))
-    numbers = msgspec.structs.asdict(Found(days, count))
+    numbers = msgspec.structs.asdict(Found(days, count, shrinkage.age_shrinkage(events.contributor)))
     held = {name: torch.tensor([n], dtype=torch.float64) for name, n in numbers.items()}
     if found is not None:
         held["taste"] = torch.from_numpy(found)

@@ -124,10 +124,9 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     they weigh 1 each; after it weights fall as exp(-sharpness * lack of similarity), as do those of a directory's parts
     for a local sample, and the odds of a sample within its part. shrinkage, near_shrinkage, age_shrinkage: samples as
     predicted, at even odds, that an item's offset over the pool is shrunk by, and that over neighbours, and that of all
-    items of an age, which the first is shrunk toward. half_life: days after which a
-    sample of the pool counts half in an item's offset, 0 for never. None for shrinkage or half-life leaves it to what
-    training found (`Found`). tastes: pooled candidates are also moved by what the user's own labels say of them
-    (docs/adr/0010).
+    items of an age, which the first is shrunk toward. half_life: days after which a sample of the pool counts half in
+    an item's offset, 0 for never. None for shrinkage, age_shrinkage or half_life leaves it to what training found
+    (`Found`). tastes: pooled candidates are also moved by what the user's own labels say of them (docs/adr/0010).
 
     classifier_epochs, classifier_rate: of the filter's training; 0 epochs leave the classifier out. classifier_label:
     it sees labels, so that its boundary is one of what the user meets and likes, not only meets. calibration: its
@@ -165,7 +164,7 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sharpness: float = 12.0
     shrinkage: Annotated[float, msgspec.Meta(ge=0)] | None = None
     near_shrinkage: float = 30.0
-    age_shrinkage: float = 1000.0
+    age_shrinkage: Annotated[float, msgspec.Meta(ge=0)] | None = None
     half_life: Annotated[float, msgspec.Meta(ge=0)] | None = None
     tastes: bool = True
     min_local: int = 4
@@ -203,6 +202,7 @@ class Found(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     half_life: float = 0.0
     shrinkage: float = 10.0
+    age_shrinkage: float = 1000.0
 
     def completing(self, settings: RoundSettings) -> RoundSettings:
         """The settings, with these numbers where they leave them to training."""

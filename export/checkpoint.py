@@ -30,7 +30,8 @@ HELD_OUT_SAMPLES = 10_000
 """At most: drawn by the seed where there are more."""
 BEYOND = "tastes.safetensors"
 """What is learned beside the model. `taste` float32 [items, width] (`cloud/tastes.py`), unless devices are better off
-without; `half_life` float64 [1], days (`cloud/drift.py`); `shrinkage` float64 [1], samples (`cloud/shrinkage.py`)."""
+without; `half_life` float64 [1], days (`cloud/drift.py`); `shrinkage` and `age_shrinkage` float64 [1], samples
+(`cloud/shrinkage.py`)."""
 
 
 class TrainSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

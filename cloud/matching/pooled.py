@@ -20,8 +20,8 @@ from cloud.matching.profiles import nearest
 from cloud.matching.store import MatchStore
 from cloud.matching.unexplained import Knowledge, Whole, items_of, total
 from cloud.pool import Pool, Segment, Snapshot
-from cloud.shrinkage import EVEN, MOST
-from device_runtime.bundle import RoundSettings
+from cloud.shrinkage import EVEN
+from device_runtime.bundle import Found, RoundSettings
 from device_runtime.candidates import LARGEST_OFFSET, as_labels
 from device_runtime.errors import InputError
 from device_runtime.samples import Column, Float32, Float64, Int64, Ragged, SampleBatch, Schema
@@ -117,9 +117,11 @@ def pooled(
 
 def _offsets(sums: Float64, mass: Float64, age: Int64, settings: RoundSettings) -> Float64:
     """float64 [items], shrunk toward those of all items of an age, and these toward 0."""
-    shrunk = MOST if settings.shrinkage is None else settings.shrinkage
+    unmeasured = Found()
+    shrunk = unmeasured.shrinkage if settings.shrinkage is None else settings.shrinkage
+    of_ages = unmeasured.age_shrinkage if settings.age_shrinkage is None else settings.age_shrinkage
     all_sums, all_mass = np.bincount(age, sums), np.bincount(age, mass)
-    expected = (all_sums / (all_mass + EVEN * settings.age_shrinkage))[age]
+    expected = (all_sums / (all_mass + EVEN * of_ages))[age]
     found: Float64 = expected + (sums - mass * expected) / (mass + EVEN * shrunk)
     return found
 

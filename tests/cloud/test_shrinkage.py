@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from cloud.shrinkage import EVEN, LEAST, MOST, shrinkage
+from cloud.shrinkage import CROWD, EVEN, LEAST, MOST, age_shrinkage, shrinkage
+from device_runtime.bundle import Found
 from device_runtime.candidates import sigmoid
 
 ITEMS, EACH = 2000, 10
@@ -50,3 +51,11 @@ def test_few_samples_are_no_evidence(rng):
 def test_it_has_a_least_however_wrong_the_model_is(rng):
     item, _, logit = unseen(rng, 0.0)
     assert shrinkage(item, (item % 2).astype(np.float32), logit) == LEAST
+
+
+def test_ages_are_shrunk_by_contributors_however_many_samples_they_have(rng):
+    for each in (1, 600):
+        assert age_shrinkage(rng.permutation(np.repeat(np.arange(50), each))) == CROWD * each
+    mostly_of_one = np.concatenate([np.zeros(900, np.int32), np.arange(1, 101)])
+    assert age_shrinkage(mostly_of_one) == pytest.approx(CROWD * (0.9 * 900 + 0.1 * 1)), "as a sample meets them"
+    assert age_shrinkage(mostly_of_one[:0]) == Found().age_shrinkage
