@@ -20,6 +20,8 @@ CUT = 0.8
 HELD_OUT = 0.2
 """Share of a device's events, the newest, that it is tested on."""
 MIN_LOCAL, MAX_LOCAL, MIN_HELD_OUT = 20, 1000, 20
+MIN_EACH = 5
+"""Tested events of either label: an AUC over one dislike is a coin toss, and a dozen devices do not average it away."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,9 @@ def split(dataset: Dataset, devices: int, rng: np.random.Generator) -> DemoSplit
     candidates = [found for part in users if (found := _device(dataset, part, cut)) is not None]
     if not candidates:
         raise InputError(
-            f"no user can play a device: it takes {MIN_LOCAL} to {MAX_LOCAL} events, then {MIN_HELD_OUT} newer ones of "
-            f"both labels that all come after {CUT:.0%} of the table's time; give a table with more active users"
+            f"no user can play a device: it takes {MIN_LOCAL} to {MAX_LOCAL} events, then {MIN_HELD_OUT} newer ones, "
+            f"{MIN_EACH} of either label at least, that all come after {CUT:.0%} of the table's time; give a table "
+            "with more active users"
         )
     picked = rng.permutation(len(candidates))[:devices]
     chosen = tuple(candidates[i] for i in sorted(picked))
@@ -78,7 +81,7 @@ def _device(dataset: Dataset, positions: npt.NDArray[np.int64], cut: int) -> Dev
     if not MIN_LOCAL <= len(local) <= MAX_LOCAL or len(held_out) < MIN_HELD_OUT or times[border] <= cut:
         return None
     liked = dataset.events.label[held_out] >= 0.5
-    if liked.all() or not liked.any():
+    if min(liked.sum(), (~liked).sum()) < MIN_EACH:
         return None
     user = dataset.users[int(dataset.events.contributor[positions[0]])]
     return DeviceData(user, dataset.events.take(local), dataset.events.take(held_out))
