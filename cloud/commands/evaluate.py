@@ -51,6 +51,13 @@ class Command:
             "--seeds", type=int, default=3, metavar="N", help="of what is random on devices (%(default)s)"
         )
         parser.add_argument(
+            "--training-seed",
+            type=int,
+            default=0,
+            metavar="N",
+            help="another cloud model: intervals are over users, and say nothing of how models differ (%(default)s)",
+        )
+        parser.add_argument(
             "--tune", type=Path, metavar="GRID", help="JSON of lists: choose settings on the validation period instead"
         )
         parser.add_argument(

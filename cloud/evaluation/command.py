@@ -104,7 +104,7 @@ class Prepared:
 def _prepared(
     args: argparse.Namespace, dataset: Dataset, show: Show, made: synthetic.Made | None = None, validation: bool = False
 ) -> Prepared:
-    training = TrainSettings(model=args.model, threads=_threads(args.jobs))
+    training = TrainSettings(model=args.model, seed=args.training_seed, threads=_threads(args.jobs))
     if made is not None:  # nothing is to be forgotten in a world that has no accidents but flipped labels
         training = msgspec.structs.replace(training, weight_decay=0.05, item_dropout=0.1)
     if args.quick:
@@ -200,12 +200,15 @@ def _evaluated(
         examined=result.examined(found),
         filter=result.filter_truth(found),
         judge=judge_errors(found),
+        training_seed=args.training_seed,
     )
 
 
 def _check(args: argparse.Namespace) -> None:
     if args.users < 1 or args.seeds < 1:
         raise InputError("--users and --seeds are at least 1")
+    if args.training_seed < 0:
+        raise InputError(f"--training-seed is at least 0; given: {args.training_seed}")
     if args.jobs == 0 or args.jobs < -1:
         raise InputError("--jobs is at least 1, or -1 for one a core")
     made_up = args.protocol == "synthetic"

@@ -33,7 +33,8 @@ def table(result: Result) -> str:
     """A heading, a row a method, and what the judge did."""
     period = ", validation period" if result.validation else ""
     title = f"{result.dataset.name}, `{result.protocol}`{period}, {result.model}"
-    lines = [f"**{title}**: {result.users} users, {result.seeds} seeds", ""]
+    cloud = f", training seed {result.training_seed}" if result.training_seed else ""
+    lines = [f"**{title}**: {result.users} users, {result.seeds} seeds{cloud}", ""]
     lines += ["| " + " | ".join(_HEAD) + " |", "|" + "---|" * len(_HEAD)]
     lines += ["| " + " | ".join(_cells(m)) + " |" for m in result.methods]
     if (judge := result.judge) is not None:

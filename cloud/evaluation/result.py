@@ -66,7 +66,7 @@ class Result(msgspec.Struct, frozen=True):
     """users: examined. seeds: how many. cut: seconds; the cloud model is trained on earlier events, `trained_on` of
     them, and matching is over `pool` samples, each only after its time. settings: of the round. filter: where the truth
     is known. judge: its errors. sweep: of the synthetic protocol; the other fields are then those of its last
-    heterogeneity."""
+    heterogeneity. training_seed: of the cloud model, which is one and the same for all users and seeds."""
 
     command: str
     version: str
@@ -91,6 +91,7 @@ class Result(msgspec.Struct, frozen=True):
     filter: FilterTruth | None = None
     judge: JudgeErrors | None = None
     sweep: list[Knob] = []
+    training_seed: int = 0
 
 
 def dataset_facts(dataset: Dataset) -> DatasetFacts:

@@ -13,9 +13,12 @@ from typing import Any
 
 import pytest
 
-from cloud.evaluation import markdown
+from cloud.evaluation import command, making, markdown
 from cloud.evaluation.methods import METHODS
+from cloud.evaluation.protocols import Split
 from device_runtime.cli import main
+from device_runtime.errors import InputError
+from export.checkpoint import TrainSettings
 
 from .conftest import Finished
 
@@ -122,6 +125,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(finished: Finished, tmp_path:
         (["--methods", "coda,magic"], "no method is called 'magic'"),
         (["--users", "0"], "at least 1"),
         (["--jobs", "0"], "--jobs"),
+        (["--training-seed", "-1"], "--training-seed is at least 0"),
         (["--items", "x.csv"], "--items goes with --interactions"),
         (["--heterogeneity", "1"], "belong to --protocol synthetic"),
         (["--protocol", "synthetic", "--heterogeneity", "2"], "goes from 0 to 1"),
@@ -155,6 +159,21 @@ def test_settings_change_the_round(finished: Finished, tmp_path: Path) -> None:
     result = json.loads((tmp_path / "out.json").read_text())
     assert result["settings"]["candidates"] == 40
     assert result["methods"][-1]["cost"]["candidates"] == 40
+
+
+def test_another_training_seed_makes_another_cloud_model(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Path] = []
+
+    def stopped(split: Split, work: Path, settings: TrainSettings, show: making.Show) -> making.Place:
+        made.append(making._names(split, work, settings)[0])
+        raise InputError(f"a cloud of seed {settings.seed}")
+
+    monkeypatch.setattr(command, "prepare", stopped)
+    for seed in ("0", "0", "3"):
+        assert main([*finished.words, "--training-seed", seed, "--json", str(tmp_path / "out.json")]) == 2
+    assert made[0] == made[1] != made[2]
 
 
 def test_a_result_becomes_a_table_for_documents(finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
