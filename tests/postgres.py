@@ -48,11 +48,13 @@ class Cluster:
         self._run("pg_restore", "-h", self._folder, "-U", "coda", "-d", _name(url), given=file.read_bytes())
 
     def _run(self, program: str, *words: object, given: bytes | None = None) -> bytes:
-        # a server that inherits our pipes would keep them open: pg_ctl's output goes to a file
+        # as another user by a program: Python would fork for it, and gRPC, which Milvus' tests leave in this process,
+        # breaks in forks. A server that inherits our pipes would keep them open: pg_ctl's output goes to a file
+        other = ["runuser", "-u", self._user, "--"] if self._user else []
         with tempfile.TemporaryFile() as said:
             done = subprocess.run(
-                [str(self._binaries / program), *map(str, words)],
-                input=given, stdout=said, stderr=subprocess.STDOUT, user=self._user, cwd=self._folder, check=False,
+                [*other, str(self._binaries / program), *map(str, words)],
+                input=given, stdout=said, stderr=subprocess.STDOUT, cwd=self._folder, check=False,
                 **({} if given is not None else {"stdin": subprocess.DEVNULL}),
             )  # fmt: skip
             said.seek(0)
