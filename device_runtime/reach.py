@@ -3,8 +3,9 @@
 Gradient descent at one rate for all rows overshoots on some and hardly moves others: how far a logit moves with a step
 differs from item to item by orders of magnitude. The secant method does not: the step graph says in which direction a
 row is to go, the score graph how far the logit went, and the row goes as many times as far as is needed; then as many
-times as what this step gave asks for. The direction is asked for once: a row's gradient hardly turns on so short a way,
-and asking costs more than two scores (`docs/adr/0026-directions-are-asked-for-once.md`).
+times as what this step gave asks for. Most rows' gradients hardly turn on so short a way, and asking costs more than
+two scores: so it is asked again only where the first direction did not lead far enough
+(`docs/adr/0028-directions-are-asked-for-again-where-they-fell-short.md`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ _PUSH = 2.0
 """Logits by which a probe's label differs from the prediction: a push of like size for every row."""
 _FAR = 3.0
 """A step's length, at most: in terms of the root mean square of rows' lengths."""
+_DIRECTIONS, _NEAR, _SLIGHT = 3, 0.1, 0.01
+"""How often a row's direction is asked for, at most: again only where more is left of the change than this share of it,
+and than so many logits."""
 
 
 def apart(model: Model, columns: Mapping[str, Array], rows: int) -> tuple[dict[str, Array], Int64]:
@@ -88,29 +92,35 @@ def reach(
     found = {n: np.array(values[n], np.float32) for n in moving}
     length = np.sqrt(sum(_square(part[1:]) for part in found.values()))
     far = _FAR * float(np.sqrt(np.mean(length**2))) if len(length) else 0.0
-    for start in range(0, len(samples), TOGETHER):  # every step of training copies the rows that it is given
-        part = samples.take(slice(start, start + TOGETHER))
-        rows = table.of(part.ids(VOCABULARY))
-        at = table.local(rows.ids)
-        moved = _reached(
-            model,
-            {**values, **{n: values[n][at] for n in sliced(model)}},
-            features(part, {VOCABULARY: rows}),
-            change[start : start + TOGETHER],
-            ~np.isin(at, still),
-            far,
-            steps=steps,
-            probe=probe,
-            rng=rng,
-        )
-        for n in moving:
-            found[n][at] = moved[n]
+    left, who = change.copy(), np.arange(len(samples))
+    for _ in range(_DIRECTIONS):
+        for start in range(0, len(who), TOGETHER):  # every step of training copies the rows that it is given
+            some = who[start : start + TOGETHER]
+            part = samples.take(some)
+            rows = table.of(part.ids(VOCABULARY))
+            at = table.local(rows.ids)
+            moved, left[some] = _reached(
+                model,
+                {**values, **{n: values[n][at] for n in sliced(model)}},
+                {n: found[n][at] for n in moving},
+                features(part, {VOCABULARY: rows}),
+                left[some],
+                ~np.isin(at, still),
+                far,
+                steps=steps,
+                probe=probe,
+                rng=rng,
+            )
+            for n in moving:
+                found[n][at] = moved[n]
+        who = who[np.abs(left[who]) > np.maximum(_NEAR * np.abs(change[who]), _SLIGHT)]
     return {**values, **found}
 
 
 def _reached(
     model: Model,
     values: Mapping[str, Array],
+    rows: Mapping[str, Float32],
     columns: Mapping[str, Array],
     change: Float64,
     free: npt.NDArray[np.bool_],
@@ -119,14 +129,14 @@ def _reached(
     steps: int,
     probe: float,
     rng: np.random.Generator,
-) -> Mapping[str, Float32]:
-    """The rows of some samples. values: cut to these rows. columns: the samples' features. free: bool [rows], whether
-    each may move. far: a step's length, at most."""
+) -> tuple[Mapping[str, Float32], Float64]:
+    """(the rows of some samples, moved along one direction each; float64 [n], how much of the change is left where the
+    row may move, else 0). values: cut to these rows, as histories see them. rows: as they are by now. columns: the
+    samples' features. free: bool [rows], whether each may move. far: a step's length, at most."""
     [item] = [f.name for f in model.manifest.schema.features if f.kind == "id" and f.vocabulary == VOCABULARY]
     at = columns[item].astype(np.int64)
     columns, past = apart(model, columns, len(free))
     moving = _moving(model)
-    rows: dict[str, Float32] = {n: np.asarray(values[n], np.float32) for n in moving}
 
     def placed(rows: Mapping[str, Array]) -> dict[str, Array]:
         return with_past(model, {**values, **rows}, values, past)
@@ -165,7 +175,7 @@ def _reached(
         times[np.abs(goal - then) > np.abs(lacking)] = 0
         rows = _stepped(rows, direction, at, times)
         now = np.where(times != 0, then, now)
-    return rows
+    return rows, np.where(free[at], goal - now, 0)
 
 
 def _stepped(

@@ -429,6 +429,27 @@ def test_more_row_steps_come_nearer(model, rng):
     assert lacking[1] < lacking[0]
 
 
+def test_a_direction_is_asked_for_again_where_the_first_fell_short_and_only_there(model, monkeypatch):
+    original, counts = reaching.train, []
+
+    def counted(graph, values, features, labels, *args, **kwargs):
+        counts[-1].append(len(labels))
+        return original(graph, values, features, labels, *args, **kwargs)
+
+    monkeypatch.setattr(reaching, "train", counted)
+    monkeypatch.setattr(reaching, "_SLIGHT", 0.0)
+    lacking = []
+    for directions in (1, 3):
+        monkeypatch.setattr(reaching, "_DIRECTIONS", directions)
+        counts.append([])
+        _, _, _, moved, asked = lifted(model, np.random.default_rng(5), row_steps=1)
+        lacking.append(np.abs(moved - asked))
+    once, again = counts
+    short = int((lacking[0] > 0.1 * np.abs(asked)).sum())
+    assert once == [60] and again[:2] == [60, short] and 0 < short < 60
+    assert lacking[1].mean() < lacking[0].mean()
+
+
 def test_many_candidates_are_gone_through_in_parts_that_bring_their_own_rows(model, monkeypatch):
     _, _, whole, moved, asked = lifted(model, np.random.default_rng(5), row_steps=3)
     monkeypatch.setattr(reaching, "TOGETHER", 7)

@@ -17,6 +17,10 @@ final class Reach {
     private static final double STILL = 1e-12;
     private static final double PUSH = 2;
     private static final double FAR = 3;
+    /** How often a direction is asked for, at most: again only where more is left than this share, and than that. */
+    private static final int DIRECTIONS = 3;
+    private static final double NEAR = 0.1;
+    private static final double SLIGHT = 0.01;
 
     private final Model model;
     private final Map<String, Tensor> values;
@@ -24,7 +28,7 @@ final class Reach {
     private final int[] past;
     private final List<String> moving;
 
-    /** values: cut to the rows of the table. */
+    /** values: cut to the rows of the table, as histories see them. */
     private Reach(Model model, Map<String, Tensor> values, LocalTable table, SampleBatch samples) {
         this.model = model;
         this.values = values;
@@ -117,39 +121,70 @@ final class Reach {
         for (long row : still) {
             stays[(int) row] = true;
         }
-        for (int start = 0; start < samples.size() && !moving.isEmpty(); start += LocalTable.TOGETHER) {
-            int end = Math.min(start + LocalTable.TOGETHER, samples.size());
-            SampleBatch part = samples.take(Ints.range(start, end));
-            LocalTable rows = table.of(part.ids(Model.VOCABULARY));
-            int[] at = Ints.of(table.local(rows.ids));
-            Map<String, Tensor> cut = new LinkedHashMap<>(values);
-            for (String name : sliced(model)) {
-                cut.put(name, values.get(name).take(at));
+        double[] left = change.clone();
+        int[] who = moving.isEmpty() ? new int[0] : Ints.range(0, samples.size());
+        for (int asked = 0; asked < DIRECTIONS; asked++) {
+            for (int start = 0; start < who.length; start += LocalTable.TOGETHER) {
+                int[] some = Arrays.copyOfRange(who, start, Math.min(start + LocalTable.TOGETHER, who.length));
+                part(model, settings, values, found, table, samples.take(some), some, left, stays, far, random);
             }
-            boolean[] free = new boolean[at.length];
-            for (int i = 0; i < at.length; i++) {
-                free[i] = !stays[at[i]];
-            }
-            Map<String, Tensor> moved = new Reach(model, cut, rows, part)
-                    .rows(settings, Arrays.copyOfRange(change, start, end), free, far, random);
-            for (String name : moving) {
-                Tensor whole = found.get(name);
-                for (int i = 0; i < at.length; i++) {
-                    whole.put(at[i], moved.get(name), i, whole.width());
-                }
-            }
+            who = lacking(who, left, change);
         }
         return found;
     }
 
-    private Map<String, Tensor> rows(RoundSettings settings, double[] change, boolean[] free, double far,
+    /** Move the rows of some samples in {@code found}, and say in {@code left} how much of their change is left. */
+    private static void part(Model model, RoundSettings settings, Map<String, Tensor> values, Map<String, Tensor> found,
+            LocalTable table, SampleBatch samples, int[] some, double[] left, boolean[] stays, double far,
             Pcg64 random) {
+        LocalTable rows = table.of(samples.ids(Model.VOCABULARY));
+        int[] at = Ints.of(table.local(rows.ids));
+        Map<String, Tensor> cut = new LinkedHashMap<>(values);
+        for (String name : sliced(model)) {
+            cut.put(name, values.get(name).take(at));
+        }
+        boolean[] free = new boolean[at.length];
+        for (int i = 0; i < at.length; i++) {
+            free[i] = !stays[at[i]];
+        }
+        Reach part = new Reach(model, cut, rows, samples);
+        Map<String, Tensor> now = new LinkedHashMap<>();
+        for (String name : part.moving) {
+            now.put(name, found.get(name).take(at));
+        }
+        double[] change = new double[some.length];
+        for (int i = 0; i < some.length; i++) {
+            change[i] = left[some[i]];
+        }
+        Map<String, Tensor> moved = part.rows(settings, now, change, free, far, random);
+        for (String name : part.moving) {
+            Tensor whole = found.get(name);
+            for (int i = 0; i < at.length; i++) {
+                whole.put(at[i], moved.get(name), i, whole.width());
+            }
+        }
+        for (int i = 0; i < some.length; i++) {
+            left[some[i]] = change[i];
+        }
+    }
+
+    /** Those of these samples that lack more of their change than is worth leaving. */
+    private static int[] lacking(int[] who, double[] left, double[] change) {
+        int[] found = new int[who.length];
+        int count = 0;
+        for (int one : who) {
+            if (Math.abs(left[one]) > Math.max(NEAR * Math.abs(change[one]), SLIGHT)) {
+                found[count++] = one;
+            }
+        }
+        return Arrays.copyOf(found, count);
+    }
+
+    /** The rows, moved along one direction each. change: of logits; what is left of it where a row may move, else 0. */
+    private Map<String, Tensor> rows(RoundSettings settings, Map<String, Tensor> rows, double[] change, boolean[] free,
+            double far, Pcg64 random) {
         long[] at = columns.get(item()).longs;
         int n = at.length;
-        Map<String, Tensor> rows = new LinkedHashMap<>();
-        for (String name : moving) {
-            rows.put(name, values.get(name));
-        }
         double[] now = logits(rows);
         double[] goal = new double[n];
         for (int i = 0; i < n; i++) {
@@ -179,6 +214,9 @@ final class Reach {
                 now[i] = times[i] != 0 ? then[i] : now[i];
             }
             rows = stepped(rows, direction, at, times);
+        }
+        for (int i = 0; i < n; i++) {
+            change[i] = free[(int) at[i]] ? goal[i] - now[i] : 0;
         }
         return rows;
     }
