@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from device_runtime.bundle import Manifest, open_manifest
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 SEED = 20220110
@@ -90,14 +92,30 @@ def write_tastes(folder: Path, items: int = ITEMS, each: int = 80) -> tuple[Path
 
 @pytest.fixture(scope="session")
 def published(common: Path) -> Published:
-    """A small world. Made by the first process of the test run that asks, while others wait; tests change copies."""
-    folder = common / "published"
-    with (common / "published.lock").open("ab") as turn:
+    """A small world. Tests change copies."""
+    return published_in(made_once(common / "published", publish_tastes))
+
+
+@pytest.fixture(scope="session")
+def bundle(common: Path) -> tuple[Path, Manifest]:
+    """A signed bundle of a small, untrained model, and its manifest. Tests change copies."""
+    from export.package import read_ref
+    from tests.toy import make_bundle
+
+    folder = made_once(common / "toy", make_bundle) / "bundle"
+    ref, trust = read_ref(folder), (folder / "release.pub").read_text().strip()
+    return folder, open_manifest(ref, (folder / "blobs" / ref.manifest).read_bytes(), trust)
+
+
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """A folder that the first process of the test run that asks for it makes, while others wait."""
+    with folder.with_name(f"{folder.name}.lock").open("ab") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)
-        if not (folder / "release.pub").exists():
+        if not (folder / "made").exists():
             folder.mkdir()  # fails where another process failed half-way
-            publish_tastes(folder)
-    return published_in(folder)
+            make(folder)
+            (folder / "made").touch()
+    return folder
 
 
 def published_in(folder: Path) -> Published:
@@ -115,7 +133,7 @@ def published_in(folder: Path) -> Published:
 def publish_tastes(folder: Path, items: int = ITEMS, each: int = 80, local: int = 60, candidates: int = 60) -> None:
     """What `coda data`, `train`, `export`, `release` and `ingest` do, on a small scale, by their own code.
 
-    local: events of the user's history; the rest of the `each` are of later. `release.pub` comes last.
+    local: events of the user's history; the rest of the `each` are of later.
     """
     from cloud.datasets import read, write_history
     from cloud.home import ServerHome, ingest, publish
@@ -155,7 +173,7 @@ def reversion(bundle: Path, published: Published, version: int, **changes: objec
     """Make a bundle folder one of another version, changed as told, and sign it anew: a manifest and no other file."""
     import msgspec
 
-    from device_runtime.bundle import open_manifest, pack_file
+    from device_runtime.bundle import pack_file
     from device_runtime.identity import Signer, key_id
     from device_runtime.messages import BundleRef, to_json
     from export.package import read_ref
@@ -178,7 +196,7 @@ def with_directory(published: Published, folder: Path, version: int = 3, order: 
     import msgspec
     from safetensors.numpy import load, save
 
-    from device_runtime.bundle import BlobStore, RoundSettings, open_manifest, pack_file
+    from device_runtime.bundle import BlobStore, RoundSettings, pack_file
     from device_runtime.directory import TENSOR
     from export.checkpoint import load as load_trained
     from export.directory import directory_of

@@ -3,12 +3,9 @@
 import numpy as np
 import pytest
 
-from device_runtime.bundle import BlobStore, RoundSettings
-from device_runtime.engines import open_engine
+from device_runtime.bundle import RoundSettings
 from device_runtime.filtering import calibration, classifier_inputs, filter_candidates
-from device_runtime.model import Model
 from device_runtime.query import centroids, profile, vectors
-from tests.export.conftest import bundle, engines, small_din  # noqa: F401  (fixtures)
 
 SETTINGS = RoundSettings(classifier_epochs=20, classifier_rate=0.05, threshold=0.5, keep=0.5)
 
@@ -19,12 +16,6 @@ def _unit(x):
 
 def _cluster(rng, centre, count):
     return _unit(centre + 0.15 * rng.normal(size=(count, len(centre))))
-
-
-@pytest.fixture
-def model(bundle):  # noqa: F811
-    folder, manifest = bundle
-    return Model.open(manifest, open_engine("onnx"), BlobStore(folder / "blobs"))
 
 
 def test_centroids_find_the_clusters(rng):

@@ -22,7 +22,7 @@ from export.directory import clustered
 from export.models.base import Catalogue
 from export.models.lr import LR
 from export.package import Source, build, read_ref, restate
-from tests.export.conftest import CATEGORIES, HISTORY, ITEMS, random_features
+from tests.toy import CATEGORIES, HISTORY, ITEMS, random_features
 
 
 def _opened(folder):

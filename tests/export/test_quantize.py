@@ -22,7 +22,7 @@ from device_runtime.wire import MatchAnswer, decode_answer, encode_answer
 from export.command import told
 from export.package import Source, build
 from export.quantize import FORMS, MADE_UP, loss_of, narrowed
-from tests.export.conftest import ITEMS, random_features
+from tests.toy import ITEMS, random_features
 
 WEIGHTS = npst.arrays(
     np.float32,

@@ -10,7 +10,7 @@ from torch import nn
 
 from export.graphs import logits_of
 from export.step import SGD, Adam, Step, weighted_log_loss
-from tests.export.conftest import random_features
+from tests.toy import random_features
 
 OPTIMIZERS = [
     (SGD(), lambda p, lr: torch.optim.SGD(p, lr)),

@@ -14,7 +14,7 @@ from export.graphs import recommender_plans
 from export.models import MODELS, Catalogue
 from export.parity import TOLERANCE, Oracle, compare
 from export.training import prepare, tables_of
-from tests.export.conftest import HISTORY, ITEMS, random_features
+from tests.toy import HISTORY, ITEMS, random_features
 
 WAYS = [
     Training("sgd", clip=0.0),
