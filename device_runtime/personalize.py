@@ -163,8 +163,8 @@ def _passes(
     samples = SampleBatch.concatenate([part for part, _ in used]) if len(used) != 1 else used[0][0]
     weight = np.concatenate([np.full(len(part), mass, np.float32) for part, mass in used])
     labels = np.concatenate([_labels(model, weights, table, part, settings) for part, _ in used])
-    seen = [batch.ids(VOCABULARY) for batch in (samples, local, watched) if batch is not None]
-    rows = table.of(np.concatenate(seen))
+    seen = samples if watched is None else SampleBatch.concatenate([samples, watched])
+    rows = table.of(seen.ids(VOCABULARY))
     at = table.local(rows.ids)
     near = {**values, **{n: values[n][at] for n in sliced(model)}}
     columns, start = features(samples, {VOCABULARY: rows}), near

@@ -282,7 +282,7 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"cannot use {path}: {error}") from None
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
         raise InputError(f"cannot read {path}: {error}; is it whole, and what its name says?") from None
     except pa.ArrowException as error:
         raise InputError(f"cannot read {path}: {error}; it should be Parquet, or CSV with a header") from None

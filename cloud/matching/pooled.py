@@ -117,12 +117,11 @@ def pooled(
 
 def _offsets(sums: Float64, mass: Float64, age: Int64, settings: RoundSettings) -> Float64:
     """float64 [items], shrunk toward those of all items of an age, and these toward 0."""
-    unmeasured = Found()
-    shrunk = unmeasured.shrinkage if settings.shrinkage is None else settings.shrinkage
-    of_ages = unmeasured.age_shrinkage if settings.age_shrinkage is None else settings.age_shrinkage
+    used = Found().completing(settings)
+    assert used.shrinkage is not None and used.age_shrinkage is not None
     all_sums, all_mass = np.bincount(age, sums), np.bincount(age, mass)
-    expected = (all_sums / (all_mass + EVEN * of_ages))[age]
-    found: Float64 = expected + (sums - mass * expected) / (mass + EVEN * shrunk)
+    expected = (all_sums / (all_mass + EVEN * used.age_shrinkage))[age]
+    found: Float64 = expected + (sums - mass * expected) / (mass + EVEN * used.shrinkage)
     return found
 
 

@@ -160,8 +160,8 @@ final class Personalize {
             weight = Floats.join(weight, othersWeights);
             labels = Floats.join(labels, labels(model, settings, weights, table, others));
         }
-        int[] seen = Ints.join(samples.ids(Model.VOCABULARY), local.ids(Model.VOCABULARY));
-        final LocalTable near = table.of(watched == null ? seen : Ints.join(seen, watched.ids(Model.VOCABULARY)));
+        SampleBatch seen = watched == null ? samples : SampleBatch.join(samples, watched);
+        final LocalTable near = table.of(seen.ids(Model.VOCABULARY));
         int[] at = Ints.of(table.local(near.ids));
         final Map<String, Tensor> before = new LinkedHashMap<>(values);
         for (String name : Reach.sliced(model)) {
