@@ -19,10 +19,12 @@ from device_runtime.tables import LocalTable
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The kept candidates and their weights."""
+    """The kept candidates and their weights. change: float32 [kept], by how much the logits of their labels differ from
+    the model's, where that is known (`as_own`)."""
 
     kept: SampleBatch
     weights: Float32
+    change: Float32 | None = None
 
 
 def chosen(
@@ -32,15 +34,16 @@ def chosen(
     embeddings: Float32,
     table: LocalTable,
     rng: np.random.Generator,
-) -> tuple[SampleBatch, Filtered]:
-    """The candidates as the user's own samples have them, and what the filter says of them.
+) -> tuple[SampleBatch, Float64 | None, Filtered]:
+    """The candidates as the user's own samples have them, by how much they would change the model (`as_own`), and what
+    the filter says of them.
 
     embeddings: of the samples that are trained on, float32 [train, width]. table: rows of all items of both.
     """
     settings = model.manifest.settings
     mine, change = as_own(candidates, local.everything, local.train, model, table, settings)
     theirs = model.encode(mine, table) if settings.classifier_epochs else None
-    return mine, filtered(model, local.train, embeddings, mine, theirs, change, settings, rng)
+    return mine, change, filtered(model, local.train, embeddings, mine, theirs, change, settings, rng)
 
 
 def filtered(
@@ -71,11 +74,17 @@ def filtered(
 
 
 def augmentation(
-    model: Model, candidates: SampleBatch, local: Local, kept: Int64, labels: Float32, weights: Float32
+    model: Model,
+    candidates: SampleBatch,
+    local: Local,
+    kept: Int64,
+    labels: Float32,
+    weights: Float32,
+    change: Float32 | None,
 ) -> Augmentation:
-    """candidates: as they were answered. kept, weights: of a `Filtered`. labels: float32 [kept], those that they have
+    """candidates: as they were answered. kept, weights: of a `Filtered`. labels, change: [kept], those that they have
     for this user."""
     samples = candidates.take(kept)
     if model.manifest.settings.matching == "pooled":
         samples = with_history_of(samples, local.everything)
-    return Augmentation(dataclasses.replace(samples, labels=labels), weights)
+    return Augmentation(dataclasses.replace(samples, labels=labels), weights, change)

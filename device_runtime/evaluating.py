@@ -16,10 +16,10 @@ import numpy as np
 from device_runtime import personalize
 from device_runtime.bundle import RoundSettings
 from device_runtime.errors import EngineError, InputError, TransportError, WireError
-from device_runtime.local import Local, personal_table
+from device_runtime.local import Local
 from device_runtime.messages import Metrics, Outcome, Task, from_json, to_json
 from device_runtime.metrics import auc, log_loss
-from device_runtime.model import Model
+from device_runtime.model import Model, personal_table
 from device_runtime.samples import Float32, SampleBatch
 from device_runtime.tables import LocalTable
 from device_runtime.transport import Transport

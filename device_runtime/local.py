@@ -1,4 +1,4 @@
-"""What a device's own events come to: samples for a round, and base rows with the personal ones laid over them."""
+"""What a device's own events come to: samples for a round."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import numpy as np
 
 from device_runtime import personalize
 from device_runtime.home import DeviceHome
-from device_runtime.model import Model, Weights
+from device_runtime.model import Model
 from device_runtime.samples import Int64, SampleBatch
 from device_runtime.store import Event, labels
 from device_runtime.stream import Events, samples
-from device_runtime.tables import LocalTable
 
 NEWEST = 20_000
 """Events that rounds and rankings look at, the newest: of a user's years, more would cost minutes and teach little."""
@@ -68,15 +67,3 @@ def as_stream(model: Model, events: list[Event]) -> tuple[Events, int]:
         np.array([event.observed for event in events], bool),
     )
     return stream.take((item > 0) & ~np.isnan(label)).ordered(), int((item == 0).sum())
-
-
-def personal_table(table: LocalTable, weights: Weights) -> LocalTable:
-    """A table of base rows with the personal rows laid over it."""
-    if weights.rows is None:
-        return table
-    at = table.local(weights.rows.ids)
-    tensors = dict(table.tensors)
-    for name, rows in weights.rows.tensors.items():
-        tensors[name] = tensors[name].copy()
-        tensors[name][at] = rows
-    return LocalTable(table.ids, tensors)

@@ -205,3 +205,16 @@ class Model:
             values = self.values(graph, weights, rows)
             found.append(scores(self.graph(graph), values, features(part, {VOCABULARY: rows})))
         return np.concatenate(found)
+
+
+def personal_table(table: LocalTable, weights: Weights) -> LocalTable:
+    """A table of base rows with those of the personal rows that it has laid over it."""
+    if weights.rows is None:
+        return table
+    used = np.isin(weights.rows.ids, table.ids)
+    at = table.local(weights.rows.ids[used])
+    tensors = dict(table.tensors)
+    for name, rows in weights.rows.tensors.items():
+        tensors[name] = tensors[name].copy()
+        tensors[name][at] = rows[used]
+    return LocalTable(table.ids, tensors)

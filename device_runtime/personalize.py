@@ -14,12 +14,12 @@ from device_runtime.candidates import sigmoid
 from device_runtime.engines import Array
 from device_runtime.messages import Verdict
 from device_runtime.metrics import at_level, auc, log_loss, losses
-from device_runtime.model import VOCABULARY, Model, Weights
+from device_runtime.model import VOCABULARY, Model, Weights, personal_table
 from device_runtime.reach import apart, reach, sliced, with_past
 from device_runtime.samples import Float32, Float64, Int64, Ragged, SampleBatch
 from device_runtime.stopping import FEWEST, EarlyStop
 from device_runtime.tables import LocalTable, features
-from device_runtime.trainer import initial_state, scores, train
+from device_runtime.trainer import Floats, initial_state, scores, train
 from device_runtime.wire import Rows
 
 _ROUNDING = 1e-6
@@ -71,6 +71,8 @@ def tune(
     settings: RoundSettings,
     rng: np.random.Generator,
     held_out: SampleBatch | None = None,
+    passed: Tuned | None = None,
+    change: Floats | None = None,
 ) -> Tuned:
     """New weights after `epochs` passes over local samples (weight 1) and kept ones (`outside_weight` times theirs),
     or those at a share of the way (`interpolation`).
@@ -81,7 +83,9 @@ def tune(
     With `row_steps`, passes are over local samples alone, and afterwards the kept items' rows are moved until the new
     weights' logits differ from the local passes' by `row_share` of what the soft labels differ by from the given
     weights' (`reach`); by less for samples whose weight is below one half.
-    table: must hold the rows of all. The weights given stay as they are.
+    table: must hold the rows of all. passed: what the same gives without kept samples, where that is known and
+    `interpolation` is 1: with `row_steps` it is gone on from. change: float [kept], by how much the logits of their
+    labels differ from the given weights', where that is known. The weights given stay as they are.
 
     Raises:
         EngineError: the training diverged; nothing of it is returned.
@@ -93,10 +97,14 @@ def tune(
         trained, passes = _passes(model, weights, table, values, [(local, 1.0)], local, watched, settings, rng)
     elif settings.row_steps:
         trained, passes = dict(values), 0
-        if len(local):
+        if passed is not None:
+            trained = model.values("step", passed.weights, personal_table(table, passed.weights))
+            passes = passed.passes
+        elif len(local):
             trained, passes = _passes(model, weights, table, values, [(local, 1.0)], local, watched, settings, rng)
         share = settings.row_share * np.clip(2 * kept_weights.astype(np.float64), 0, 1)
-        change = share * (_logit(given.labels) - model.logits(given, table, weights))
+        if change is None:
+            change = _logit(given.labels) - model.logits(given, table, weights)
         past = [c.compact().values for c in given.columns.values() if isinstance(c, Ragged)]
         own = table.local(np.concatenate([local.ids(VOCABULARY), *past]))
         trained = reach(
@@ -104,7 +112,7 @@ def tune(
             trained,
             table,
             given,
-            change,
+            share * change,
             own,
             steps=settings.row_steps,
             probe=settings.table_rate,

@@ -11,9 +11,9 @@ import numpy as np
 from device_runtime import personalize
 from device_runtime.errors import InputError
 from device_runtime.home import DeviceHome
-from device_runtime.local import as_stream, known_events, local_samples, personal_table
+from device_runtime.local import as_stream, known_events, local_samples
 from device_runtime.metrics import auc, log_loss
-from device_runtime.model import VOCABULARY, Model, Weights
+from device_runtime.model import VOCABULARY, Model, Weights, personal_table
 from device_runtime.samples import Column, Float32, Int32, Ragged, SampleBatch
 from device_runtime.store import Event
 from device_runtime.stream import Events, samples

@@ -38,11 +38,11 @@ from device_runtime.errors import (
 from device_runtime.home import DeviceHome
 from device_runtime.identity import answer_text, verify
 from device_runtime.journal import FINAL, FilterView, Inputs, Progress, obstacle, stream_of
-from device_runtime.local import Local, local_samples, personal_table
+from device_runtime.local import Local, local_samples
 from device_runtime.messages import BundleRef, RoundReport, Task
 from device_runtime.meter import Meter
 from device_runtime.metrics import auc
-from device_runtime.model import VOCABULARY, Model, Weights
+from device_runtime.model import VOCABULARY, Model, Weights, personal_table
 from device_runtime.personalize import Tuned
 from device_runtime.pull import pull
 from device_runtime.samples import Float32, Int32, SampleBatch
@@ -278,7 +278,9 @@ class Round:
             return self._tune()
         with self.meter.phase("filter"):
             table = model.table(self._ids(), model.base, self.rows)
-            candidates, found = chosen(model, answer.candidates, local, self._embeddings(local), table, self._rng())
+            candidates, change, found = chosen(
+                model, answer.candidates, local, self._embeddings(local), table, self._rng()
+            )
             kept = candidates.take(found.kept)
             dropped = np.delete(found.scores, found.kept)
             self.progress.view = FilterView(
@@ -290,6 +292,8 @@ class Round:
             )
             self.progress.kept = len(kept)
             made = {"kept": found.kept, "weights": found.weights, "labels": kept.labels}
+            if change is not None:
+                made["change"] = change[found.kept].astype(np.float32)
             self._keep("filter", save_safetensors(made))
         return "filtered"
 
@@ -300,7 +304,8 @@ class Round:
         found = self._tensors("filter")
         labels, weights = found["labels"].astype(np.float32), found["weights"].astype(np.float32)
         kept = found["kept"].astype(np.int64)
-        return augmentation(self.model, self.answer.candidates, self.local, kept, labels, weights)
+        change = found["change"].astype(np.float32) if "change" in found else None
+        return augmentation(self.model, self.answer.candidates, self.local, kept, labels, weights, change)
 
     def _embeddings(self, local: Local) -> Float32:
         """Of the samples that are trained on."""
@@ -315,7 +320,10 @@ class Round:
             kept, weights = (found.kept, found.weights) if found else (None, None)
             settings = model.manifest.settings
             local, rng = self.local, self._rng()
-            tuned = personalize.tune(model, model.base, base, local.train, kept, weights, settings, rng, local.held_out)
+            change = found.change if found else None
+            tuned = personalize.tune(
+                model, model.base, base, local.train, kept, weights, settings, rng, local.held_out, change=change
+            )
             self.progress.passes = tuned.passes
             self._keep("tuned", save_safetensors(tuned.weights.tensors()))
         return "tuned"
@@ -399,8 +407,8 @@ class Round:
             return None
         rng = np.random.default_rng(stream_of(self.progress, "matched"))
         candidates = self.answer.candidates
-        mine, found = chosen(self.model, candidates, local, self._embeddings(local), table, rng)
-        return augmentation(self.model, candidates, local, found.kept, mine.labels[found.kept], found.weights)
+        mine, _, found = chosen(self.model, candidates, local, self._embeddings(local), table, rng)
+        return augmentation(self.model, candidates, local, found.kept, mine.labels[found.kept], found.weights, None)
 
     def _contribute(self) -> None:
         """Samples that have been handed over before are not handed over again."""

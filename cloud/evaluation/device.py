@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,10 +23,9 @@ from device_runtime import augmenting, personalize, query
 from device_runtime.bundle import RoundSettings
 from device_runtime.candidates import as_own
 from device_runtime.filtering import Filtered
-from device_runtime.local import personal_table
 from device_runtime.messages import Verdict
 from device_runtime.meter import Meter
-from device_runtime.model import VOCABULARY, Weights
+from device_runtime.model import VOCABULARY, Weights, personal_table
 from device_runtime.personalize import Tuned
 from device_runtime.samples import Column, Float32, Float64, Ragged, SampleBatch
 from device_runtime.stream import samples
@@ -39,8 +38,13 @@ ANSWERED = (
     *("shrinkage", "near_shrinkage", "age_shrinkage", "half_life"),
 )
 """Settings that an answer depends on."""
-PASSES = ("epochs", "rate", "table_rate", "interpolation", "freeze_histories", "label_correction")
+PASSES = ("epochs", "patience", "rate", "table_rate", "interpolation", "freeze_histories", "label_correction")
 """Settings that passes over local samples alone depend on."""
+FILTERED = (
+    *("classifier_epochs", "classifier_rate", "classifier_label", "calibration"),
+    *("ratio_bound", "threshold", "keep", "density_weights"),
+)
+"""Settings that the filter depends on."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +82,20 @@ class Parts:
 
 
 class Device:
-    """scratch: an empty folder, for the meter. settings: of the round."""
+    """pool: what had been contributed by the match time. scratch: an empty folder, for the meter. settings: of the
+    round."""
 
     def __init__(
-        self, cloud: Cloud, case: Case, settings: RoundSettings, seed: int, scratch: Path, growing: bool = False
+        self,
+        cloud: Cloud,
+        case: Case,
+        pool: PoolBefore,
+        settings: RoundSettings,
+        seed: int,
+        scratch: Path,
+        growing: bool = False,
     ) -> None:
-        self.cloud, self.case, self.settings, self.seed = cloud, case, settings, seed
+        self.cloud, self.case, self.pool, self.settings, self.seed = cloud, case, pool, settings, seed
         self.model, self.token = cloud.model, token(case.user)
         self.parts = self._samples(growing)
         self._meter = Meter(scratch, None)
@@ -142,7 +154,7 @@ class Device:
         """
         used = settings or self.settings
         name = "match" if profile is None else "match another"
-        name += "".join(f" {n} {getattr(used, n)}" for n in ANSWERED if getattr(used, n) != getattr(self.settings, n))
+        name += self._differing(used, ANSWERED)
         embeddings = self.embeddings(self.parts.local, "local")
 
         def ask() -> bytes:
@@ -193,17 +205,16 @@ class Device:
         self,
         candidates: SampleBatch,
         change: Float64 | None,
-        name: str = "coda",
         settings: RoundSettings | None = None,
         query: str = "",
     ) -> Filtered:
-        """What the filter says of offered candidates. name: of the settings, if not the round's. query: what tells
-        the candidates from those of the round's own query."""
+        """What the filter says of offered candidates. settings: if not the round's. query: what tells the candidates
+        from those of the round's own query."""
         used = settings or self.settings
         mine = self.embeddings(self.parts.local, "local")[: len(self.parts.train)]
         theirs = self.embeddings(candidates, f"match {query}") if used.classifier_epochs else None
         return self.stage(
-            f"filter {name}",
+            f"filter {query}{self._differing(used, FILTERED)}",
             lambda: augmenting.filtered(
                 self.model,
                 self.parts.train,
@@ -224,23 +235,34 @@ class Device:
         kept_weights: Float32 | None = None,
         settings: RoundSettings | None = None,
         start: Weights | None = None,
+        change: Float64 | None = None,
     ) -> Tuned:
-        """start: the weights to begin with, if not the bundle's; then `kept` is not given. Where local samples are held
-        out, these may end the passes."""
+        """start: the weights to begin with, if not the bundle's; then `kept` is not given. change: see
+        `personalize.tune`. Where local samples are held out, these may end the passes."""
+        mine = local is self.parts.local or local is self.parts.train
         held_out = self.parts.held_out if local is self.parts.train else None
+        used, model = settings or self.settings, self.model
+
+        def alone() -> Tuned:
+            table = self.table(local) if held_out is None else self.table(local, held_out)
+            return personalize.tune(model, model.base, table, local, None, None, used, self.rng("tune"), held_out)
+
+        passed = None
+        if mine and kept is not None and len(kept) and used.row_steps and used.interpolation == 1:
+            part = "local" if held_out is None else "train"
+            passed = self.stage(f"passes over {part}{self._differing(used, PASSES)}", alone)
 
         def tune() -> Tuned:
-            used, model = settings or self.settings, self.model
             if start is None:
                 table = self.table(*(batch for batch in (local, kept, held_out) if batch is not None))
+                rng = self.rng("tune" if passed is None else "reach")
                 return personalize.tune(
-                    model, model.base, table, local, kept, kept_weights, used, self.rng("tune"), held_out
+                    model, model.base, table, local, kept, kept_weights, used, rng, held_out, passed, change
                 )
-            table = personal_table(self.table_for(start, local), start)
+            table = personal_table(self.table(local), start)
             moved = personalize.tune(model, start, table, local, kept, kept_weights, used, self.rng(name))
             return Tuned(start.followed_by(moved.weights), moved.passes)
 
-        mine = local is self.parts.local or local is self.parts.train
         count = (0 if mine else len(local)) + (0 if kept is None else len(kept))
         return self.stage(f"tune {name}", tune, lambda _: Spent(kept=count))
 
@@ -260,6 +282,8 @@ class Device:
         used, batches = settings or self.settings, (self.parts.local,) if kept is None else (self.parts.local, kept)
 
         def part(whole: Weights, share: float) -> Weights:
+            if share == 1:
+                return whole
             return personalize.part_of_the_way(self.model, whole, self.table(*batches), share)
 
         def judge() -> Verdict:
@@ -283,8 +307,8 @@ class Device:
 
     def _anew(self, name: str, kept: SampleBatch | None, weights: Float32 | None, used: RoundSettings) -> Weights:
         """Tuned on all local samples; without kept ones, for all methods that differ in nothing that passes see."""
-        differing = [f" {n} {getattr(used, n)}" for n in PASSES if getattr(used, n) != getattr(self.settings, n)]
-        local, key = self.parts.local, f"learn {name}" if kept is not None else "learn" + "".join(differing)
+        local = self.parts.local
+        key = f"learn {name}" if kept is not None else f"learn{self._differing(used, PASSES)}"
 
         def tune() -> Weights:
             table = self.table(local) if kept is None else self.table(local, kept)
@@ -301,25 +325,16 @@ class Device:
         return next((share for part, share in self._weighed if part is weights), 1.0)
 
     def logits(self, batch: SampleBatch, weights: Weights) -> Float32:
-        table = self.table_for(weights, batch)
-        return self.model.logits(batch, personal_table(table, weights), weights)
+        return self.model.logits(batch, personal_table(self.table(batch), weights), weights)
 
-    def table_for(self, weights: Weights, batch: SampleBatch) -> LocalTable:
-        """Base rows of the batch and of all that the weights have rows of."""
-        ids = batch.ids(VOCABULARY)
-        if weights.rows is not None:
-            ids = np.union1d(ids, weights.rows.ids).astype(np.int32)
-        return self.model.table(ids, self.model.base)
+    def _differing(self, used: RoundSettings, names: Sequence[str]) -> str:
+        """Those of the settings that are not the round's, for the name of a stage."""
+        return "".join(f" {n} {getattr(used, n)}" for n in names if getattr(used, n) != getattr(self.settings, n))
 
     @property
     def enough(self) -> bool:
         """Whether a round is run at all."""
         return personalize.enough(len(self.parts.local), self.settings)
-
-    @cached_property
-    def pool(self) -> PoolBefore:
-        """What had been contributed by the match time."""
-        return self.cloud.before(self.case.match_time)
 
     @cached_property
     def held_shards(self) -> list[int]:

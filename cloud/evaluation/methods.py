@@ -63,19 +63,21 @@ def local_and_strangers(device: Device) -> Weights:
     start, width = device.model.manifest.filter_from, device.model.manifest.width
     profile = np.zeros((1, width), np.float32)
     profile[0, :start] = device.rng("strangers").normal(size=start)
-    others = device.matched(profile=unit_rows(profile))
-    return device.tuned("local+strangers", device.parts.local, others, np.ones(len(others), np.float32)).weights
+    others, change = device.offered(profile=unit_rows(profile))
+    ones = np.ones(len(others), np.float32)
+    return device.tuned("local+strangers", device.parts.local, others, ones, change=change).weights
 
 
 def local_and_matched(device: Device) -> Weights:
-    others = device.matched()
-    return device.tuned("local+matched", device.parts.local, others, np.ones(len(others), np.float32)).weights
+    others, change = device.offered()
+    ones = np.ones(len(others), np.float32)
+    return device.tuned("local+matched", device.parts.local, others, ones, change=change).weights
 
 
 def matched_only(device: Device) -> Weights:
-    others = device.matched()
-    none, weights = device.parts.local.take(slice(0, 0)), np.ones(len(others), np.float32)
-    return device.tuned("matched", none, others, weights).weights if len(others) else device.model.base
+    others, change = device.offered()
+    none, ones = device.parts.local.take(slice(0, 0)), np.ones(len(others), np.float32)
+    return device.tuned("matched", none, others, ones, change=change).weights if len(others) else device.model.base
 
 
 def coda(device: Device, name: str = "coda", *, by_chance: bool = False, **off: Any) -> Weights:
@@ -93,13 +95,14 @@ def coda(device: Device, name: str = "coda", *, by_chance: bool = False, **off: 
     same = all(getattr(settings, n) == getattr(device.settings, n) for n in (*ANSWERED, "tastes"))
     candidates, change = device.offered(None if same else settings)
     if not by_chance:
-        found = device.filtered(candidates, change, tuning, settings, "" if same else name)
-        chosen, weight = candidates.take(found.kept), found.weights
+        found = device.filtered(candidates, change, settings, "" if same else name)
+        kept, weight = found.kept, found.weights
     else:
         most = math.ceil(settings.keep * len(candidates))
-        chosen = candidates.take(np.sort(device.rng("keep").permutation(len(candidates))[:most]))
-        weight = np.ones(len(chosen), np.float32)
-    tuned = device.tuned(tuning, device.parts.train, chosen, weight, settings)
+        kept = np.sort(device.rng("keep").permutation(len(candidates))[:most])
+        weight = np.ones(len(kept), np.float32)
+    chosen, far = candidates.take(kept), None if change is None else change[kept]
+    tuned = device.tuned(tuning, device.parts.train, chosen, weight, settings, change=far)
     return device.judged(name, tuned, settings, chosen, weight)
 
 

@@ -7,7 +7,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from device_runtime.errors import EngineError, EngineUnavailable
 from device_runtime.metrics import auc, log_loss
 from device_runtime.samples import Float32
 
-CHUNK = 8
+CHUNK = 4
 """Users in a file of results, and in a task."""
 BINS = 10
 _WAVE = 4
@@ -76,62 +76,73 @@ class Work:
 
 @dataclass(frozen=True)
 class Task:
-    """One chunk for one seed; result: the file that it becomes."""
+    """One chunk; results: by seed, the file that it becomes."""
 
     work: Work
     cases: tuple[Case, ...]
-    seed: int
-    result: Path
+    results: dict[int, Path]
+
+    @property
+    def devices(self) -> int:
+        return len(self.cases) * len(self.results)
+
+    @property
+    def missing(self) -> Task:
+        """What of it is still to be done."""
+        return replace(self, results={seed: path for seed, path in self.results.items() if not path.exists()})
 
 
 def tasks(work: Work, cases: Sequence[Case], seeds: Sequence[int], results: Path) -> list[Task]:
     """results: the folder of finished chunks; those in it of the same work by the same code are reused."""
     mine = results / _name(work)
     found = []
-    for seed in seeds:
-        for start in range(0, len(cases), CHUNK):
-            part = tuple(cases[start : start + CHUNK])
-            names = ",".join(f"{c.user}:{c.local_from}:{c.test_from}:{len(c.events)}" for c in part)
-            digest = hashlib.sha256(names.encode()).hexdigest()[:12]
-            found.append(Task(work, part, seed, mine / f"seed{seed}-{digest}.json"))
+    for start in range(0, len(cases), CHUNK):
+        part = tuple(cases[start : start + CHUNK])
+        names = ",".join(f"{c.user}:{c.local_from}:{c.test_from}:{len(c.events)}" for c in part)
+        digest = hashlib.sha256(names.encode()).hexdigest()[:12]
+        found.append(Task(work, part, {seed: mine / f"seed{seed}-{digest}.json" for seed in seeds}))
     return found
 
 
 def run(
     todo: Sequence[Task], backend: str, jobs: int, progress: Callable[[int, int], None]
 ) -> dict[int, list[UserResult]]:
-    """Seed -> results of all users. progress: called with users done and users in all.
+    """Seed -> results of all users. progress: called with users done and users in all, each counted for every seed.
 
     Raises:
         EngineUnavailable: the backend is not installed.
         CodaError: a worker's error.
     """
-    total = sum(len(task.cases) for task in todo)
-    missing = [task for task in todo if not task.result.exists()]
-    done = total - sum(len(task.cases) for task in missing)
+    total = sum(task.devices for task in todo)
+    missing = [left for task in todo if (left := task.missing).results]
+    done = total - sum(task.devices for task in missing)
     progress(done, total)
     for count in _parallel(missing, backend, jobs):
         done += count
         progress(done, total)
     found: dict[int, list[UserResult]] = {}
     for task in todo:
-        found.setdefault(task.seed, []).extend(msgspec.json.decode(task.result.read_bytes(), type=list[UserResult]))
+        for seed, path in task.results.items():
+            found.setdefault(seed, []).extend(msgspec.json.decode(path.read_bytes(), type=list[UserResult]))
     return found
 
 
 def examine(task: Task) -> int:
     """Play the devices of a chunk, write the results, and say how many there were."""
-    opened = _opened(task.work.place)
-    results = []
+    opened, work = _opened(task.work.place), task.work
+    results: dict[int, list[UserResult]] = {seed: [] for seed in task.results}
     with tempfile.TemporaryDirectory(prefix="coda-evaluate-") as scratch:
         for case in task.cases:
-            device = Device(opened, case, task.work.settings, task.seed, Path(scratch), task.work.growing)
-            result = _examined(device, task.work.methods)
-            if task.work.truth is not None:
-                result = msgspec.structs.replace(result, filter=_filter_truth(device, task.work.truth))
-            results.append(result)
-    write_atomically(task.result, msgspec.json.encode(results))
-    return len(results)
+            pool = opened.before(case.match_time)
+            for seed, found in results.items():
+                device = Device(opened, case, pool, work.settings, seed, Path(scratch), work.growing)
+                result = _examined(device, work.methods)
+                if work.truth is not None:
+                    result = msgspec.structs.replace(result, filter=_filter_truth(device, work.truth))
+                found.append(result)
+    for seed, path in task.results.items():
+        write_atomically(path, msgspec.json.encode(results[seed]))
+    return task.devices
 
 
 def _examined(device: Device, methods: Sequence[str]) -> UserResult:

@@ -7,9 +7,8 @@ import pytest
 from device_runtime import personalize as personalizing
 from device_runtime.bundle import RoundSettings
 from device_runtime.candidates import with_history_of
-from device_runtime.local import personal_table
 from device_runtime.metrics import at_level, log_loss
-from device_runtime.model import VOCABULARY, Weights
+from device_runtime.model import VOCABULARY, Weights, personal_table
 from device_runtime.personalize import corrected, enough, learn_held_out, part_of_the_way, split, tune
 from device_runtime.samples import Ragged, SampleBatch
 from tests.toy import ITEMS, base_table, samples

@@ -6,8 +6,7 @@ from device_runtime import model as models
 from device_runtime import reach as reaching
 from device_runtime.bundle import RoundSettings
 from device_runtime.candidates import sigmoid, with_history_of
-from device_runtime.local import personal_table
-from device_runtime.model import VOCABULARY
+from device_runtime.model import VOCABULARY, personal_table
 from device_runtime.personalize import tune
 from device_runtime.reach import reach
 from device_runtime.samples import Ragged, SampleBatch
@@ -36,6 +35,34 @@ def test_row_steps_reach_soft_labels_and_leave_the_users_own_rows(model, rng):
     _, local, found, moved, asked = lifted(model, rng, row_steps=3)
     assert np.median(np.abs(moved - asked)) < 1e-3 and np.corrcoef(moved, asked)[0, 1] > 0.8
     assert not set(found.rows.ids.tolist()) & set(local.ids(VOCABULARY).tolist())
+
+
+def test_what_is_known_of_passes_and_candidates_is_not_computed_again(model, rng):
+    local = samples(model, rng, 20)
+    item = np.setdiff1d(np.arange(1, ITEMS), local.ids(VOCABULARY))[:40].astype(np.int32)
+    near = with_history_of(samples(model, rng, 40), local)
+    near = SampleBatch(near.schema, {**near.columns, "item": item}, near.labels)
+    table, settings, asked = (
+        base_table(model, local, near),
+        RoundSettings(rate=0.1, epochs=2),
+        0.01 * rng.normal(size=40),
+    )
+    label = sigmoid(model.logits(near, table, model.base) + asked).astype(np.float32)
+    kept = SampleBatch(near.schema, near.columns, label)
+
+    def run(*given, **more):
+        return tune(model, model.base, table, local, *given, settings, np.random.default_rng(0), **more)
+
+    alone = run(None, None)
+    whole = run(kept, np.ones(40, np.float32))
+    resumed = run(kept, np.ones(40, np.float32), passed=alone, change=asked)
+    assert whole.passes == resumed.passes == 2
+    for name, tensor in whole.weights.dense.items():
+        np.testing.assert_array_equal(resumed.weights.dense[name], tensor)
+    np.testing.assert_array_equal(resumed.weights.rows.ids, whole.weights.rows.ids)
+    served = [model.logits(kept, personal_table(table, t.weights), t.weights) for t in (whole, resumed, alone)]
+    np.testing.assert_allclose(served[1], served[0], atol=1e-3, err_msg="only the order of candidates differs")
+    assert np.corrcoef(served[1] - served[2], asked)[0, 1] > 0.8
 
 
 def test_rows_go_a_share_of_the_way_if_asked(model):

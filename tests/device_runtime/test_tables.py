@@ -3,6 +3,7 @@ import pytest
 from safetensors.numpy import save
 
 from device_runtime.errors import InputError, WireError
+from device_runtime.model import Weights, personal_table
 from device_runtime.samples import Ragged, SampleBatch
 from device_runtime.tables import LocalTable, Shard, features, shard_of
 from device_runtime.wire import Rows
@@ -71,3 +72,12 @@ def test_features_are_what_graphs_take():
     assert found["item"].tolist() == [2, 1]
     assert found["history"].tolist() == [[1, 2, 0, 0, 0, 0, 0], [0] * 7]
     assert found["price"].dtype == np.float32
+
+
+def test_personal_rows_lie_over_those_of_the_table_and_others_are_left_out():
+    table = LocalTable.build(np.array([3, 7], np.int32), [_rows(3, 7)], PADDING)
+    weights = Weights({}, Rows(np.array([5, 7], np.int32), {"w": np.array([[1, 2], [3, 4]], np.float32)}))
+    laid = personal_table(table, weights)
+    assert laid.ids is table.ids and laid.tensors["w"].tolist() == [[0, 0], [3, -3], [3, 4]]
+    assert table.tensors["w"].tolist() == [[0, 0], [3, -3], [7, -7]] and laid.tensors["c"] is table.tensors["c"]
+    assert personal_table(table, Weights({})) is table

@@ -15,8 +15,7 @@ from device_runtime.bundle import BlobStore, RoundSettings, Training
 from device_runtime.engines import open_engine
 from device_runtime.errors import InputError
 from device_runtime.identity import Signer
-from device_runtime.local import personal_table
-from device_runtime.model import VOCABULARY, Model, Weights
+from device_runtime.model import VOCABULARY, Model, Weights, personal_table
 from device_runtime.personalize import tune
 from device_runtime.pull import try_engine
 from device_runtime.samples import Feature, Schema

@@ -12,8 +12,7 @@ from device_runtime.cli import main
 from device_runtime.engines import open_engine
 from device_runtime.errors import InputError, WireError
 from device_runtime.identity import Signer
-from device_runtime.local import personal_table
-from device_runtime.model import Model
+from device_runtime.model import Model, personal_table
 from device_runtime.personalize import tune
 from device_runtime.quantized import SCALE, widened
 from device_runtime.samples import Ragged, SampleBatch

@@ -111,7 +111,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(finished: Finished, tmp_path:
     done = {path: path.stat().st_mtime_ns for path in fresh()}
     assert main([*words, str(tmp_path / "resumed.json")]) == 0
     assert {path: path.stat().st_mtime_ns for path in done} == done
-    assert len(fresh()) == 2  # 16 users are two chunks
+    assert len(fresh()) == 4  # 16 users are four chunks
     for path in fresh():
         path.unlink()
     assert main([*words, str(tmp_path / "whole.json")]) == 0

@@ -11,13 +11,14 @@ import msgspec
 import numpy as np
 import pytest
 
-from cloud.evaluation import mpda, running
+from cloud.evaluation import cloud_side, mpda, running
 from cloud.evaluation.cloud_side import Cloud
 from cloud.evaluation.device import Device
 from cloud.evaluation.methods import METHODS, Method, chosen
 from cloud.evaluation.running import UserResult, Work, examine, run, tasks
-from cloud.matching import Parts
+from cloud.matching import Parts, pooled
 from cloud.shrinkage import MOST
+from device_runtime import personalize
 from device_runtime.bundle import RoundSettings
 from device_runtime.errors import EngineError, EngineUnavailable
 from device_runtime.metrics import auc
@@ -37,7 +38,12 @@ def work(finished: Finished) -> Work:
 
 @pytest.fixture
 def device(finished: Finished, tmp_path: Path) -> Device:
-    return Device(Cloud.open(finished.place), finished.parts.cases[0], RoundSettings(), 0, tmp_path)
+    return _device(finished, RoundSettings(), tmp_path)
+
+
+def _device(finished: Finished, settings: RoundSettings, scratch: Path) -> Device:
+    opened, case = Cloud.open(finished.place), finished.parts.cases[0]
+    return Device(opened, case, opened.before(case.match_time), settings, 0, scratch)
 
 
 def scores(results: dict[int, list[UserResult]]) -> list[dict[str, float]]:
@@ -56,7 +62,7 @@ def test_processes_give_what_one_gives(finished: Finished, work: Work, tmp_path:
 
 def test_finished_chunks_are_reused_only_for_the_same_work(finished: Finished, work: Work, tmp_path: Path) -> None:
     def names(changed: Work) -> list[str]:
-        return [str(task.result) for task in tasks(changed, finished.parts.cases, [0], tmp_path)]
+        return [str(task.results[0]) for task in tasks(changed, finished.parts.cases, [0], tmp_path)]
 
     same = names(work)
     assert names(work) == same
@@ -85,7 +91,7 @@ def test_a_training_that_diverges_leaves_the_clouds_weights_and_is_counted(
     monkeypatch.setitem(running.METHODS, "local", Method(diverge, ""))
     [task] = tasks(work, finished.parts.cases[:2], [0], tmp_path)
     examine(task)
-    for user in msgspec.json.decode(task.result.read_bytes(), type=list[UserResult]):
+    for user in msgspec.json.decode(task.results[0].read_bytes(), type=list[UserResult]):
         assert user.scores["local"].failed == "training diverged"
         assert user.scores["local"].auc == user.scores["cloud"].auc
 
@@ -114,6 +120,24 @@ def test_pooled_candidates_come_from_what_others_had_said_by_the_match(device: D
     assert set(came.columns["item"].tolist()) <= set(before.samples.columns["item"][others].tolist())
     another = device.matched(everything, np.eye(1, device.model.manifest.width, dtype=np.float32))
     assert (another.columns["item"] == came.columns["item"]).all() and (another.labels != came.labels).any()
+
+
+def test_devices_of_one_user_ask_the_cloud_the_same_once(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, case = Cloud.open(finished.place), finished.parts.cases[0]
+    pool, searched = opened.before(case.match_time), []
+
+    def watched(*args, **kwargs):  # type: ignore[no-untyped-def]
+        searched.append(args)
+        return pooled(*args, **kwargs)
+
+    monkeypatch.setattr(cloud_side, "pooled", watched)
+    devices = [Device(opened, case, pool, RoundSettings(), seed, tmp_path) for seed in (0, 1)]
+    one, two = (device.matched() for device in devices)
+    assert len(searched) == 1 and (one.labels == two.labels).all() and len(one)
+    devices[1].matched(RoundSettings(age_shrinkage=7.0))
+    assert len(searched) == 2, "another question"
 
 
 def test_candidates_by_directory_are_somebody_elses_and_of_the_time_before(device: Device) -> None:
@@ -171,21 +195,26 @@ def test_samples_of_one_contributor_share_their_history_on_the_wire(device: Devi
     assert isinstance(together, Ragged) and len(together.values) < together.lengths.sum()
 
 
-def test_a_stage_is_computed_once_and_charged_to_all_who_use_it(device: Device) -> None:
+def test_a_stage_is_computed_once_and_charged_to_all_who_use_it(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, first = device.run(METHODS["coda"].run)
+    monkeypatch.setattr(personalize, "tune", None)  # nothing is tuned again
     _, again = device.run(METHODS["coda"].run)
     _, unjudged = device.run(METHODS["coda-no-judge"].run)
     assert first == again
-    assert 0 < unjudged.cpu_s < first.cpu_s and unjudged.bytes_down == first.bytes_down
+    shared = [name for name in device._done if name.startswith(("tune", "passes", "filter", "answer", "learn"))]
+    cost = sum(device._done[name][1].cpu_s for name in shared)
+    assert {"tune coda", "passes over train"} <= set(shared) and min(first.cpu_s, unjudged.cpu_s) >= cost > 0
+    assert unjudged.bytes_down == first.bytes_down > 0
 
 
 def test_what_is_off_anyway_is_not_played_again_and_what_is_not_is(finished: Finished, tmp_path: Path) -> None:
-    opened, case = Cloud.open(finished.place), finished.parts.cases[0]
-    plain = Device(opened, case, RoundSettings(half_life=0.0, shrinkage=MOST), 0, tmp_path)
+    plain = _device(finished, RoundSettings(half_life=0.0, shrinkage=MOST), tmp_path)
     weights, _ = plain.run(METHODS["coda"].run)
     for name in ("coda-no-drift", "coda-fixed-shrinkage"):
         assert plain.run(METHODS[name].run)[0] is weights
-    faded = Device(opened, case, RoundSettings(half_life=1.0, shrinkage=2.0, cover=1.0), 0, tmp_path)
+    faded = _device(finished, RoundSettings(half_life=1.0, shrinkage=2.0, cover=1.0), tmp_path)
     mine = faded.matched().labels
     for off in ({"half_life": 0.0}, {"shrinkage": MOST}, {"age_shrinkage": 1e9}):
         theirs = faded.matched(msgspec.structs.replace(faded.settings, **off)).labels

@@ -72,7 +72,7 @@ final class Personalize {
      * where the settings have {@code row_steps}, else by joining the passes.
      *
      * @param table the rows of both.
-     * @param found null where nothing was filtered.
+     * @param found null where nothing was filtered. Its change, where it has one, is from the given weights.
      * @param heldOut says when passes end, where the settings have {@code patience}; null where none are held out.
      */
     static Tuned tune(Model model, RoundSettings settings, Weights weights, LocalTable table, SampleBatch local,
@@ -95,7 +95,7 @@ final class Personalize {
         }
         Map<String, Tensor> trained = passed.values;
         if (augmented && settings.rowSteps > 0) {
-            double[] change = change(model, settings, weights, table, kept, keptWeights);
+            double[] change = change(model, settings, weights, table, found);
             trained = Reach.reach(model, settings, trained, table, kept, change,
                     table.local(Ints.join(local.ids(Model.VOCABULARY), past(kept))), random);
         }
@@ -125,15 +125,15 @@ final class Personalize {
 
     /** By how much the logits of kept samples should change: a share of the way to their soft labels. */
     private static double[] change(Model model, RoundSettings settings, Weights weights, LocalTable table,
-            SampleBatch kept, float[] keptWeights) {
-        float[] logits = model.logits(kept, table, weights);
-        double[] found = new double[logits.length];
-        for (int i = 0; i < found.length; i++) {
-            double p = Math.max(1e-6, Math.min(1 - 1e-6, kept.labels[i]));
-            double share = settings.rowShare * Math.max(0, Math.min(1, 2 * (double) keptWeights[i]));
-            found[i] = share * (Math.log(p / (1 - p)) - logits[i]);
+            Augmentation found) {
+        float[] logits = found.change == null ? model.logits(found.kept, table, weights) : null;
+        double[] change = new double[found.kept.size()];
+        for (int i = 0; i < change.length; i++) {
+            double p = Math.max(1e-6, Math.min(1 - 1e-6, found.kept.labels[i]));
+            double whole = logits == null ? found.change[i] : Math.log(p / (1 - p)) - logits[i];
+            change[i] = settings.rowShare * Math.max(0, Math.min(1, 2 * (double) found.weights[i])) * whole;
         }
-        return found;
+        return change;
     }
 
     /** The items of these samples' histories. */

@@ -377,6 +377,13 @@ public final class Round {
                 made.put("kept", Tensor.of(Ints.wide(found.kept), n));
                 made.put("weights", Tensor.of(found.weights, n));
                 made.put("labels", Tensor.of(Floats.take(labels, found.kept), n));
+                if (own.change != null) {
+                    float[] change = new float[n];
+                    for (int i = 0; i < n; i++) {
+                        change[i] = (float) own.change[found.kept[i]];
+                    }
+                    made.put("change", Tensor.of(change, n));
+                }
                 keep("filter", Safetensors.write(made));
             }
         });
@@ -416,7 +423,9 @@ public final class Round {
         if (model.manifest.settings.pooled) {
             kept = Candidates.withHistoryOf(kept, local().everything);
         }
-        return new Augmentation(kept.labelled(found.get("labels").floats), found.get("weights").floats);
+        Tensor change = found.get("change");
+        return new Augmentation(kept.labelled(found.get("labels").floats), found.get("weights").floats,
+                change == null ? null : change.floats);
     }
 
     private String tune() {
