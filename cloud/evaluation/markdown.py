@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from cloud.evaluation.result import Result
-from cloud.evaluation.statistics import Difference, MethodResult
+from cloud.evaluation.statistics import Difference, MethodResult, bootstrap
 from cloud.report import words
 from device_runtime.errors import CodaError, InputError
 
+_OWN = "coda"
 _HEAD = (
     *("method", "user AUC", "GAUC", "minus cloud [95 %]", "minus local [95 %]", "better / worse", "worse, expected"),
     *("CPU s", "KB down"),
@@ -30,13 +32,18 @@ def read(path: Path) -> Result:
 
 
 def table(result: Result) -> str:
-    """A heading, a row a method, and what the judge did."""
+    """A heading, a row a method, what CoDA's parts are worth where some were left out, and what the judge did."""
     period = ", validation period" if result.validation else ""
     title = f"{result.dataset.name}, `{result.protocol}`{period}, {result.model}"
     cloud = f", training seed {result.training_seed}" if result.training_seed else ""
     lines = [f"**{title}**: {result.users} users, {result.seeds} seeds{cloud}", ""]
     lines += ["| " + " | ".join(_HEAD) + " |", "|" + "---|" * len(_HEAD)]
     lines += ["| " + " | ".join(_cells(m)) + " |" for m in result.methods]
+    names = [m.name for m in result.methods if not m.reference]
+    left_out = [name for name in names if name not in ("cloud", "local", _OWN)]
+    if _OWN in names and left_out:
+        lines += ["", "| CoDA minus, by pairs over the same users | user AUC [95 %] |", "|---|---|"]
+        lines += [f"| {name} | {_interval(difference(result, name))} |" for name in left_out]
     if (judge := result.judge) is not None:
         lines += ["", f"The judge let {words.percent(judge.kept)} of {judge.updates} updates serve, "]
         lines[-1] += f"{words.percent(judge.partly)} in part."
@@ -47,6 +54,11 @@ def table(result: Result) -> str:
                 f"and refused {words.percent(judge.helpful_refused)} of the latter."
             )
     return "\n".join(lines)
+
+
+def difference(result: Result, method: str) -> Difference:
+    """User AUC of CoDA minus that of another method, with its bootstrap interval over users."""
+    return bootstrap(np.array([user.aucs[_OWN] - user.aucs[method] for user in result.examined]))
 
 
 def _cells(m: MethodResult) -> list[str]:

@@ -16,6 +16,7 @@ import pytest
 from cloud.evaluation import command, making, markdown
 from cloud.evaluation.methods import METHODS
 from cloud.evaluation.protocols import Split
+from cloud.report import words
 from device_runtime.cli import main
 from device_runtime.errors import InputError
 from export.checkpoint import TrainSettings
@@ -180,8 +181,18 @@ def test_a_result_becomes_a_table_for_documents(finished: Finished, capsys: pyte
     assert markdown.main([str(finished.report / "report.json")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "`synthetic`, DIN**: 6 users, 1 seeds" in lines[0].replace("synthetic-1, ", "")
-    rows = [line for line in lines if line.startswith("| ")][1:]
-    assert [row.split(" | ")[0].removeprefix("| ").removesuffix(" (bound)") for row in rows] == list(METHODS)
+    rows = [line.removeprefix("| ").split(" | ") for line in lines if line.startswith("| ")]
+    heads = [
+        number for number, row in enumerate(rows) if row[0] in ("method", "CoDA minus, by pairs over the same users")
+    ]
+    assert heads == [0, len(METHODS) + 1]
+    assert [row[0].removesuffix(" (bound)") for row in rows[1 : heads[1]]] == list(METHODS)
+    parts = dict(rows[heads[1] + 1 :])
+    assert not {"cloud", "local", "coda", "oracle"} & set(parts) and len(parts) == len(METHODS) - 4
+    aucs = [user["aucs"] for user in json.loads((finished.report / "report.json").read_bytes())["examined"]]
+    for name, found in parts.items():
+        mean = sum(one["coda"] - one[name] for one in aucs) / len(aucs)
+        assert found.split()[0].strip("|") == words.signed(mean)
     assert markdown.main([]) == 2 and "cloud.evaluation.markdown" in capsys.readouterr().err
 
 
