@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import re
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -13,12 +15,12 @@ import pytest
 
 from cloud.evaluation import cloud_side, mpda, running
 from cloud.evaluation.cloud_side import Cloud
-from cloud.evaluation.device import Device
+from cloud.evaluation.device import FILTERED, Device
 from cloud.evaluation.methods import METHODS, Method, chosen
 from cloud.evaluation.running import UserResult, Work, examine, run, tasks
 from cloud.matching import Parts, pooled
 from cloud.shrinkage import MOST
-from device_runtime import personalize
+from device_runtime import filtering, personalize
 from device_runtime.bundle import RoundSettings
 from device_runtime.errors import EngineError, EngineUnavailable
 from device_runtime.metrics import auc
@@ -207,6 +209,11 @@ def test_a_stage_is_computed_once_and_charged_to_all_who_use_it(
     cost = sum(device._done[name][1].cpu_s for name in shared)
     assert {"tune coda", "passes over train"} <= set(shared) and min(first.cpu_s, unjudged.cpu_s) >= cost > 0
     assert unjudged.bytes_down == first.bytes_down > 0
+
+
+def test_methods_share_a_filter_only_where_none_of_its_settings_differ() -> None:
+    read = set(re.findall(r"settings\.(\w+)", inspect.getsource(filtering)))
+    assert read == set(FILTERED)
 
 
 def test_what_is_off_anyway_is_not_played_again_and_what_is_not_is(finished: Finished, tmp_path: Path) -> None:
