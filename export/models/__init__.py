@@ -54,7 +54,7 @@ def create(name: str, catalogue: Catalogue, history: int) -> Recommender:
         raise InputError(f"{name!r} is not a subclass of export.models.base.Recommender")
     try:
         model = kind(catalogue, history=history)
-    except (TypeError, NotImplementedError) as error:
+    except TypeError as error:  # of its arguments, or of a method that it lacks
         raise InputError(
             f"{name!r} cannot be made by {kind.__name__}(catalogue, history={history}): {error}"
         ) from error

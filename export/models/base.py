@@ -7,6 +7,7 @@ must not depend on how many rows a sliced tensor has.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -29,7 +30,7 @@ class Catalogue:
     item_categories: Tensor
 
 
-class Recommender(nn.Module):
+class Recommender(nn.Module, ABC):
     """Base of the recommenders.
 
     schema: the inputs. sliced: parameter or buffer name -> vocabulary. width: of the embedding that `encode` gives.
@@ -44,13 +45,13 @@ class Recommender(nn.Module):
     filter_from: int
     head: ClassVar[tuple[str, ...]] = ("out",)
 
+    @abstractmethod
     def forward(self, **features: Tensor) -> Tensor:
         """Features as in the schema (ids int64 [B], histories int64 [B, bound], 0 = padding) -> logits [B]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, **features: Tensor) -> Tensor:
         """The same features -> float [B, width], unit length; near samples are of near taste and near items."""
-        raise NotImplementedError
 
 
 def gather(table: Tensor, ids: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import socket
 import struct
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -45,7 +46,7 @@ def reply(status: int, body: bytes = b"", kind: str = "application/json", /, **h
     return Reply("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
 
 
-class _Listener:
+class _Listener(ABC):
     """Accepts on a free port; each connection is served in a thread of its own."""
 
     def __init__(self) -> None:
@@ -74,8 +75,8 @@ class _Listener:
         for connection in self._open:
             connection.close()
 
-    def serve(self, connection: socket.socket) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def serve(self, connection: socket.socket) -> None: ...
 
     def _accept(self) -> None:
         while True:

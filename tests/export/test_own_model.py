@@ -22,7 +22,7 @@ from device_runtime.samples import Feature, Schema
 from device_runtime.stream import samples
 from export import models
 from export.checkpoint import TrainSettings
-from export.models.base import Catalogue
+from export.models.base import Catalogue, Recommender
 from export.models.din import DIN
 from export.package import Source, build
 from tests.conftest import REPOSITORY, write_tastes
@@ -50,7 +50,7 @@ def test_the_documented_model_goes_from_training_to_a_device(documented, tmp_pat
     try_engine(model)
     mine = samples(dataset.events.take(dataset.events.contributor == 0), manifest.schema)
     table = model.table(mine.ids(VOCABULARY), model.base)
-    found = tune(model, model.base, table, mine, None, None, RoundSettings(rate=0.01), rng).weights
+    found = tune(model, model.base, table, mine, None, RoundSettings(rate=0.01), rng).weights
     assert set(found.dense) == {"turn.scale", "turn.shift"}, "the frozen layers are not stored"
     assert found.rows is None
     before = model.logits(mine, table, model.base)
@@ -161,6 +161,11 @@ class NoArguments(Sound):
         super().__init__(CATALOGUE, 5)
 
 
+class NoEncode(Recommender):
+    def forward(self, item, history):
+        return item.float()
+
+
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
@@ -179,6 +184,7 @@ class NoArguments(Sound):
         (Column, r"forward must give a tensor of \[4\] for 4 samples, not \[4, 1\]"),
         (Fails, "encode.* fails: ValueError: out of ideas"),
         (NoArguments, "cannot be made by NoArguments"),
+        (NoEncode, "cannot be made by NoEncode.*: .*abstract method '?encode"),
     ],
 )
 def test_a_model_that_no_device_could_run_is_refused_when_it_is_made(kind, message):
