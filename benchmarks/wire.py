@@ -191,7 +191,7 @@ def _update(model: Model, local: SampleBatch, rng: np.random.Generator) -> Paylo
     table = model.table(local.ids(VOCABULARY), model.base)
     # without candidates nothing would move: rows of the user's own items are put back
     settings = msgspec.structs.replace(model.manifest.settings, freeze_histories=False)
-    tuned = personalize.tune(model, model.base, table, local, None, None, settings, rng).weights
+    tuned = personalize.tune(model, model.base, table, local, None, settings, rng).weights
     assert tuned.rows is not None
     moved = {
         name: rows.astype(np.float32) - table.tensors[name][table.local(tuned.rows.ids)].astype(np.float32)

@@ -3,28 +3,57 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from device_runtime import filtering
 from device_runtime.bundle import RoundSettings
-from device_runtime.candidates import as_own, with_history_of
+from device_runtime.candidates import Augmentation, as_own, with_history_of
 from device_runtime.filtering import Filtered
+from device_runtime.journal import FilterView
 from device_runtime.local import Local
 from device_runtime.model import Model
-from device_runtime.samples import Float32, Float64, Int64, SampleBatch
+from device_runtime.samples import Float32, Float64, SampleBatch
 from device_runtime.tables import LocalTable
+
+_BINS = np.linspace(0, 1, 21)
 
 
 @dataclass(frozen=True)
-class Augmentation:
-    """The kept candidates and their weights. change: float32 [kept], by how much the logits of their labels differ from
-    the model's, where that is known (`as_own`)."""
+class Chosen:
+    """candidates: as the user's own samples have them. change: see `as_own`. filtered: what the filter says of them."""
 
-    kept: SampleBatch
-    weights: Float32
-    change: Float32 | None = None
+    candidates: SampleBatch
+    change: Float64 | None
+    filtered: Filtered
+
+    @property
+    def augmentation(self) -> Augmentation:
+        return Augmentation.of(self.candidates, self.change, self.filtered.kept, self.filtered.weights)
+
+    @property
+    def view(self) -> FilterView:
+        scores, kept = self.filtered.scores, self.filtered.kept
+        labels = self.candidates.labels
+        return FilterView(
+            _BINS.tolist(),
+            np.histogram(scores[kept], _BINS)[0].tolist(),
+            np.histogram(np.delete(scores, kept), _BINS)[0].tolist(),
+            float(labels[kept].mean()) if len(kept) else None,
+            float(labels.mean()),
+        )
+
+    def tensors(self) -> dict[str, npt.NDArray[np.generic]]:
+        """What `restored` needs beside the answer, which holds the candidates."""
+        kept = self.augmentation
+        found: dict[str, npt.NDArray[np.generic]] = {"kept": self.filtered.kept, "weights": kept.weights}
+        found["labels"] = kept.samples.labels
+        if kept.change is not None:
+            found["change"] = kept.change.astype(np.float32)
+        return found
 
 
 def chosen(
@@ -34,16 +63,29 @@ def chosen(
     embeddings: Float32,
     table: LocalTable,
     rng: np.random.Generator,
-) -> tuple[SampleBatch, Float64 | None, Filtered]:
-    """The candidates as the user's own samples have them, by how much they would change the model (`as_own`), and what
-    the filter says of them.
+) -> Chosen:
+    """What the filter keeps of candidates.
 
     embeddings: of the samples that are trained on, float32 [train, width]. table: rows of all items of both.
     """
     settings = model.manifest.settings
     mine, change = as_own(candidates, local.everything, local.train, model, table, settings)
     theirs = model.encode(mine, table) if settings.classifier_epochs else None
-    return mine, change, filtered(model, local.train, embeddings, mine, theirs, change, settings, rng)
+    return Chosen(mine, change, filtered(model, local.train, embeddings, mine, theirs, change, settings, rng))
+
+
+def restored(
+    model: Model, candidates: SampleBatch, local: Local, found: Mapping[str, npt.NDArray[np.generic]]
+) -> Augmentation:
+    """What `Chosen.tensors` tells of. candidates: as they were answered."""
+    samples = candidates.take(found["kept"].astype(np.int64))
+    if model.manifest.settings.matching == "pooled":
+        samples = with_history_of(samples, local.everything)
+    return Augmentation(
+        dataclasses.replace(samples, labels=found["labels"].astype(np.float32)),
+        found["weights"].astype(np.float32),
+        found["change"].astype(np.float32) if "change" in found else None,
+    )
 
 
 def filtered(
@@ -71,20 +113,3 @@ def filtered(
         settings,
         rng,
     )
-
-
-def augmentation(
-    model: Model,
-    candidates: SampleBatch,
-    local: Local,
-    kept: Int64,
-    labels: Float32,
-    weights: Float32,
-    change: Float32 | None,
-) -> Augmentation:
-    """candidates: as they were answered. kept, weights: of a `Filtered`. labels, change: [kept], those that they have
-    for this user."""
-    samples = candidates.take(kept)
-    if model.manifest.settings.matching == "pooled":
-        samples = with_history_of(samples, local.everything)
-    return Augmentation(dataclasses.replace(samples, labels=labels), weights, change)

@@ -12,16 +12,38 @@ prior, and adds the product to every candidate's offset: what the user's labels 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+import numpy.typing as npt
 
 from device_runtime.bundle import RoundSettings
 from device_runtime.model import TASTE, Model
-from device_runtime.samples import Column, Float32, Float64, Ragged, SampleBatch
+from device_runtime.samples import Column, Float32, Float64, Int64, Ragged, SampleBatch
 from device_runtime.tables import LocalTable
 
 LARGEST_OFFSET = 4.0
 """Of logits, either way: a pooled candidate's label is its offset, from -4 as 0 to 4 as 1."""
 _NEWTON = 5
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Samples of others to be trained on beside local ones. weights: float32 [n], at least 0. change: float [n], by how
+    much the logits of their labels differ from those of the bundle's weights, where that is known (`as_own`)."""
+
+    samples: SampleBatch
+    weights: Float32
+    change: npt.NDArray[np.floating] | None = None
+
+    @classmethod
+    def of(
+        cls, candidates: SampleBatch, change: Float64 | None, kept: Int64 | None = None, weights: Float32 | None = None
+    ) -> Augmentation:
+        """These of the candidates, or all of them; of weight 1 if not told."""
+        if kept is not None:
+            candidates, change = candidates.take(kept), None if change is None else change[kept]
+        return cls(candidates, np.ones(len(candidates), np.float32) if weights is None else weights, change)
 
 
 def as_own(

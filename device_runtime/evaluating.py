@@ -15,12 +15,12 @@ import numpy as np
 
 from device_runtime import personalize
 from device_runtime.bundle import RoundSettings
+from device_runtime.candidates import Augmentation
 from device_runtime.errors import EngineError, InputError, TransportError, WireError
 from device_runtime.local import Local
 from device_runtime.messages import Metrics, Outcome, Task, from_json, to_json
 from device_runtime.metrics import auc, log_loss
 from device_runtime.model import Model, personal_table
-from device_runtime.samples import Float32, SampleBatch
 from device_runtime.tables import LocalTable
 from device_runtime.transport import Transport
 
@@ -45,12 +45,11 @@ _PASSES = ("epochs", "row_steps")
 
 @dataclass(frozen=True)
 class Material:
-    """What a round has at hand when it ends. kept, weights: of the augmentation set; None where there is none."""
+    """What a round has at hand when it ends. kept: None where nothing was filtered."""
 
     local: Local
     table: LocalTable
-    kept: SampleBatch | None
-    weights: Float32 | None
+    kept: Augmentation | None
 
 
 def answer_task(transport: Transport, model: Model, material: Callable[[Task], Material], seed: list[int]) -> None:
@@ -108,7 +107,7 @@ def evaluate(model: Model, task: Task, material: Material, seed: list[int]) -> M
     for name, settings in made.items():
         try:
             tuned = personalize.tune(
-                model, model.base, material.table, material.local.train, material.kept, material.weights, settings,
+                model, model.base, material.table, material.local.train, material.kept, settings,
                 np.random.default_rng(seed),
             ).weights  # fmt: skip
         except EngineError:  # it diverged: that is what is to be told of this configuration

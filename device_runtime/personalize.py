@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from device_runtime.bundle import RoundSettings
-from device_runtime.candidates import sigmoid
+from device_runtime.candidates import Augmentation, sigmoid
 from device_runtime.engines import Array
 from device_runtime.messages import Verdict
 from device_runtime.metrics import at_level, auc, log_loss, losses
@@ -19,7 +19,7 @@ from device_runtime.reach import apart, reach, sliced, with_past
 from device_runtime.samples import Float32, Float64, Int64, Ragged, SampleBatch
 from device_runtime.stopping import FEWEST, EarlyStop
 from device_runtime.tables import LocalTable, features
-from device_runtime.trainer import Floats, initial_state, scores, train
+from device_runtime.trainer import initial_state, scores, train
 from device_runtime.wire import Rows
 
 _ROUNDING = 1e-6
@@ -66,13 +66,11 @@ def tune(
     weights: Weights,
     table: LocalTable,
     local: SampleBatch,
-    kept: SampleBatch | None,
-    kept_weights: Float32 | None,
+    kept: Augmentation | None,
     settings: RoundSettings,
     rng: np.random.Generator,
     held_out: SampleBatch | None = None,
     passed: Tuned | None = None,
-    change: Floats | None = None,
 ) -> Tuned:
     """New weights after `epochs` passes over local samples (weight 1) and kept ones (`outside_weight` times theirs),
     or those at a share of the way (`interpolation`).
@@ -83,17 +81,16 @@ def tune(
     With `row_steps`, passes are over local samples alone, and afterwards the kept items' rows are moved until the new
     weights' logits differ from the local passes' by `row_share` of what the soft labels differ by from the given
     weights' (`reach`); by less for samples whose weight is below one half.
-    table: must hold the rows of all. passed: what the same gives without kept samples, where that is known and
-    `interpolation` is 1: with `row_steps` it is gone on from. change: float [kept], by how much the logits of their
-    labels differ from the given weights', where that is known. The weights given stay as they are.
+    weights: the bundle's, where kept samples know their change. table: must hold the rows of all. passed: what the same
+    gives without kept samples, where that is known and `interpolation` is 1: with `row_steps` it is gone on from. The
+    weights given stay as they are.
 
     Raises:
         EngineError: the training diverged; nothing of it is returned.
     """
     values = model.values("step", weights, table)
     watched = held_out if settings.patience and held_out is not None and len(held_out) >= FEWEST else None
-    given = kept if kept is not None and kept_weights is not None and len(kept) else None
-    if given is None or kept_weights is None:
+    if kept is None or not len(kept.samples):
         trained, passes = _passes(model, weights, table, values, [(local, 1.0)], local, watched, settings, rng)
     elif settings.row_steps:
         trained, passes = dict(values), 0
@@ -102,16 +99,16 @@ def tune(
             passes = passed.passes
         elif len(local):
             trained, passes = _passes(model, weights, table, values, [(local, 1.0)], local, watched, settings, rng)
-        share = settings.row_share * np.clip(2 * kept_weights.astype(np.float64), 0, 1)
+        share, change = settings.row_share * np.clip(2 * kept.weights.astype(np.float64), 0, 1), kept.change
         if change is None:
-            change = _logit(given.labels) - model.logits(given, table, weights)
-        past = [c.compact().values for c in given.columns.values() if isinstance(c, Ragged)]
+            change = _logit(kept.samples.labels) - model.logits(kept.samples, table, weights)
+        past = [c.compact().values for c in kept.samples.columns.values() if isinstance(c, Ragged)]
         own = table.local(np.concatenate([local.ids(VOCABULARY), *past]))
         trained = reach(
             model,
             trained,
             table,
-            given,
+            kept.samples,
             share * change,
             own,
             steps=settings.row_steps,
@@ -120,7 +117,7 @@ def tune(
         )
     else:
         parts: list[tuple[SampleBatch, float | Float32]] = [(local, 1.0)]
-        parts.append((given, (settings.outside_weight * kept_weights).astype(np.float32)))
+        parts.append((kept.samples, (settings.outside_weight * kept.weights).astype(np.float32)))
         trained, passes = _passes(model, weights, table, values, parts, local, watched, settings, rng)
     if settings.interpolation < 1:
         for name in model.spec("step").carry.values():
@@ -131,10 +128,9 @@ def tune(
 
 def learn_held_out(
     tuned: Tuned,
-    kept: SampleBatch | None,
-    kept_weights: Float32 | None,
+    kept: Augmentation | None,
     settings: RoundSettings,
-    anew: Callable[[SampleBatch | None, Float32 | None, RoundSettings], Weights],
+    anew: Callable[[Augmentation | None, RoundSettings], Weights],
 ) -> Weights:
     """What serves in place of tuned weights that may: tuned anew, from the bundle's weights, on all local samples.
 
@@ -146,8 +142,8 @@ def learn_held_out(
     """
     as_long = msgspec.structs.replace(settings, epochs=tuned.passes)
     if settings.row_steps:
-        return tuned.weights.followed_by(anew(None, None, as_long))
-    return anew(kept, kept_weights, as_long)
+        return tuned.weights.followed_by(anew(None, as_long))
+    return anew(kept, as_long)
 
 
 def _passes(

@@ -105,7 +105,7 @@ def evaluate(home: DeviceHome, model: Model, later: list[Event], seed: int) -> E
     base = model.table(ids, model.base)
     rng = np.random.default_rng(seed)
     settings = model.manifest.settings
-    alone = personalize.tune(model, model.base, base, local.train, None, None, settings, rng, local.held_out).weights
+    alone = personalize.tune(model, model.base, base, local.train, None, settings, rng, local.held_out).weights
     return Evaluation(
         len(tested),
         len(later) - len(tested),

@@ -23,8 +23,9 @@ import numpy.typing as npt
 from safetensors.numpy import save as save_safetensors
 
 from device_runtime import evaluating, personalize, query
-from device_runtime.augmenting import Augmentation, augmentation, chosen
+from device_runtime.augmenting import chosen, restored
 from device_runtime.bundle import RoundSettings, read_tensors
+from device_runtime.candidates import Augmentation
 from device_runtime.engines import Engine
 from device_runtime.errors import (
     CodaError,
@@ -45,7 +46,7 @@ from device_runtime.metrics import auc
 from device_runtime.model import VOCABULARY, Model, Weights, personal_table
 from device_runtime.personalize import Tuned
 from device_runtime.pull import pull
-from device_runtime.samples import Float32, Int32, SampleBatch
+from device_runtime.samples import Float32, Int32
 from device_runtime.sensors import Sensors
 from device_runtime.tables import LocalTable
 from device_runtime.transport import Transport
@@ -54,7 +55,6 @@ from device_runtime.working import WorkingFiles
 from device_runtime.yielding import AskingEngine, Pulse
 
 FRAME = "application/vnd.coda.frame"
-_BINS = np.linspace(0, 1, 21)
 _OUTBOX = 20
 """Reports of earlier rounds that are sent along, at most."""
 
@@ -278,34 +278,16 @@ class Round:
             return self._tune()
         with self.meter.phase("filter"):
             table = model.table(self._ids(), model.base, self.rows)
-            candidates, change, found = chosen(
-                model, answer.candidates, local, self._embeddings(local), table, self._rng()
-            )
-            kept = candidates.take(found.kept)
-            dropped = np.delete(found.scores, found.kept)
-            self.progress.view = FilterView(
-                _BINS.tolist(),
-                np.histogram(found.scores[found.kept], _BINS)[0].tolist(),
-                np.histogram(dropped, _BINS)[0].tolist(),
-                float(kept.labels.mean()) if len(kept) else None,
-                float(candidates.labels.mean()),
-            )
-            self.progress.kept = len(kept)
-            made = {"kept": found.kept, "weights": found.weights, "labels": kept.labels}
-            if change is not None:
-                made["change"] = change[found.kept].astype(np.float32)
-            self._keep("filter", save_safetensors(made))
+            found = chosen(model, answer.candidates, local, self._embeddings(local), table, self._rng())
+            self.progress.view, self.progress.kept = found.view, len(found.filtered.kept)
+            self._keep("filter", save_safetensors(found.tensors()))
         return "filtered"
 
     def _augmentation(self) -> Augmentation | None:
         """What the filter kept; None where there was nothing to filter."""
         if self.answer is None or "filter" not in self.progress.files:
             return None
-        found = self._tensors("filter")
-        labels, weights = found["labels"].astype(np.float32), found["weights"].astype(np.float32)
-        kept = found["kept"].astype(np.int64)
-        change = found["change"].astype(np.float32) if "change" in found else None
-        return augmentation(self.model, self.answer.candidates, self.local, kept, labels, weights, change)
+        return restored(self.model, self.answer.candidates, self.local, self._tensors("filter"))
 
     def _embeddings(self, local: Local) -> Float32:
         """Of the samples that are trained on."""
@@ -316,14 +298,9 @@ class Round:
         model = self.model
         with self.meter.phase("tune"):
             base = model.table(self._ids(), model.base, self.rows)
-            found = self._augmentation()
-            kept, weights = (found.kept, found.weights) if found else (None, None)
-            settings = model.manifest.settings
+            kept, settings = self._augmentation(), model.manifest.settings
             local, rng = self.local, self._rng()
-            change = found.change if found else None
-            tuned = personalize.tune(
-                model, model.base, base, local.train, kept, weights, settings, rng, local.held_out, change=change
-            )
+            tuned = personalize.tune(model, model.base, base, local.train, kept, settings, rng, local.held_out)
             self.progress.passes = tuned.passes
             self._keep("tuned", save_safetensors(tuned.weights.tensors()))
         return "tuned"
@@ -349,16 +326,13 @@ class Round:
                 self._keep("part", save_safetensors(part.tensors()))
         if verdict.activate and settings.learn_held_out:
             with self.meter.phase("tune"):
-                found = self._augmentation()
-                kept, weights = (found.kept, found.weights) if found else (None, None)
                 rng = self._rng()
 
-                def anew(kept: SampleBatch | None, weights: Float32 | None, settings: RoundSettings) -> Weights:
-                    everything = local.everything
-                    return personalize.tune(model, model.base, base, everything, kept, weights, settings, rng).weights
+                def anew(kept: Augmentation | None, settings: RoundSettings) -> Weights:
+                    return personalize.tune(model, model.base, base, local.everything, kept, settings, rng).weights
 
                 passes = settings.epochs if self.progress.passes is None else self.progress.passes
-                learned = personalize.learn_held_out(Tuned(tuned, passes), kept, weights, settings, anew)
+                learned = personalize.learn_held_out(Tuned(tuned, passes), self._augmentation(), settings, anew)
                 learned = personalize.part_of_the_way(model, learned, base, verdict.share)
                 self._keep("learned", save_safetensors(learned.tensors()))
         return "judged"
@@ -395,20 +369,15 @@ class Round:
         table = self.model.table(self._ids(), self.model.base, self.rows)
         if task.period == "validation":
             local = evaluating.before_the_judged(self.local, self.model.manifest.settings)
-            found = self._augmentation_for(local, table)
-        else:
-            local, found = self.local, self._augmentation()
-        kept, weights = (found.kept, found.weights) if found else (None, None)
-        return evaluating.Material(local, table, kept, weights)
+            return evaluating.Material(local, table, self._augmentation_for(local, table))
+        return evaluating.Material(self.local, table, self._augmentation())
 
     def _augmentation_for(self, local: Local, table: LocalTable) -> Augmentation | None:
         """What the filter would keep for a user of whom less is known: what is held out must not tell it anything."""
         if self.answer is None or "filter" not in self.progress.files:
             return None
         rng = np.random.default_rng(stream_of(self.progress, "matched"))
-        candidates = self.answer.candidates
-        mine, _, found = chosen(self.model, candidates, local, self._embeddings(local), table, rng)
-        return augmentation(self.model, candidates, local, found.kept, mine.labels[found.kept], found.weights, None)
+        return chosen(self.model, self.answer.candidates, local, self._embeddings(local), table, rng).augmentation
 
     def _contribute(self) -> None:
         """Samples that have been handed over before are not handed over again."""

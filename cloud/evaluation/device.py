@@ -21,7 +21,7 @@ from cloud.evaluation.cloud_side import Cloud, PoolBefore, token
 from cloud.evaluation.protocols import Case
 from device_runtime import augmenting, personalize, query
 from device_runtime.bundle import RoundSettings
-from device_runtime.candidates import as_own
+from device_runtime.candidates import Augmentation, as_own
 from device_runtime.filtering import Filtered
 from device_runtime.messages import Verdict
 from device_runtime.meter import Meter
@@ -231,39 +231,36 @@ class Device:
         self,
         name: str,
         local: SampleBatch,
-        kept: SampleBatch | None = None,
-        kept_weights: Float32 | None = None,
+        kept: Augmentation | None = None,
         settings: RoundSettings | None = None,
         start: Weights | None = None,
-        change: Float64 | None = None,
     ) -> Tuned:
-        """start: the weights to begin with, if not the bundle's; then `kept` is not given. change: see
-        `personalize.tune`. Where local samples are held out, these may end the passes."""
+        """start: the weights to begin with, if not the bundle's; then `kept` is not given. Where local samples are held
+        out, these may end the passes."""
         mine = local is self.parts.local or local is self.parts.train
         held_out = self.parts.held_out if local is self.parts.train else None
         used, model = settings or self.settings, self.model
 
         def alone() -> Tuned:
             table = self.table(local) if held_out is None else self.table(local, held_out)
-            return personalize.tune(model, model.base, table, local, None, None, used, self.rng("tune"), held_out)
+            return personalize.tune(model, model.base, table, local, None, used, self.rng("tune"), held_out)
 
         passed = None
-        if mine and kept is not None and len(kept) and used.row_steps and used.interpolation == 1:
+        if mine and kept is not None and len(kept.samples) and used.row_steps and used.interpolation == 1:
             part = "local" if held_out is None else "train"
             passed = self.stage(f"passes over {part}{self._differing(used, PASSES)}", alone)
 
         def tune() -> Tuned:
             if start is None:
-                table = self.table(*(batch for batch in (local, kept, held_out) if batch is not None))
+                others = None if kept is None else kept.samples
+                table = self.table(*(batch for batch in (local, others, held_out) if batch is not None))
                 rng = self.rng("tune" if passed is None else "reach")
-                return personalize.tune(
-                    model, model.base, table, local, kept, kept_weights, used, rng, held_out, passed, change
-                )
+                return personalize.tune(model, model.base, table, local, kept, used, rng, held_out, passed)
             table = personal_table(self.table(local), start)
-            moved = personalize.tune(model, start, table, local, kept, kept_weights, used, self.rng(name))
+            moved = personalize.tune(model, start, table, local, None, used, self.rng(name))
             return Tuned(start.followed_by(moved.weights), moved.passes)
 
-        count = (0 if mine else len(local)) + (0 if kept is None else len(kept))
+        count = (0 if mine else len(local)) + (0 if kept is None else len(kept.samples))
         return self.stage(f"tune {name}", tune, lambda _: Spent(kept=count))
 
     def judged(
@@ -271,20 +268,20 @@ class Device:
         name: str,
         tuned: Tuned,
         settings: RoundSettings | None = None,
-        kept: SampleBatch | None = None,
-        kept_weights: Float32 | None = None,
+        kept: Augmentation | None = None,
     ) -> Weights:
         """Tuned weights, or those at a part of the way to them, as the judge lets them serve, with what they learn of
         held-out samples then; else the bundle's.
 
-        settings: if not the round's. kept, kept_weights: what they were tuned on beside local samples.
+        settings: if not the round's. kept: what they were tuned on beside local samples.
         """
-        used, batches = settings or self.settings, (self.parts.local,) if kept is None else (self.parts.local, kept)
+        used, local = settings or self.settings, self.parts.local
 
         def part(whole: Weights, share: float) -> Weights:
-            if share == 1:
+            if share == 1:  # nearly always, and a table of all rows takes long to make
                 return whole
-            return personalize.part_of_the_way(self.model, whole, self.table(*batches), share)
+            table = self.table(local) if kept is None else self.table(local, kept.samples)
+            return personalize.part_of_the_way(self.model, whole, table, share)
 
         def judge() -> Verdict:
             held_out = self.parts.held_out
@@ -300,20 +297,19 @@ class Device:
             return self.model.base
         whole = tuned.weights
         if used.learn_held_out:
-            whole = personalize.learn_held_out(tuned, kept, kept_weights, used, partial(self._anew, name))
+            whole = personalize.learn_held_out(tuned, kept, used, partial(self._anew, name))
         served = self.stage(f"serve {name}", lambda: part(whole, verdict.share))
         self._weighed.append((served, verdict.share))
         return served
 
-    def _anew(self, name: str, kept: SampleBatch | None, weights: Float32 | None, used: RoundSettings) -> Weights:
+    def _anew(self, name: str, kept: Augmentation | None, used: RoundSettings) -> Weights:
         """Tuned on all local samples; without kept ones, for all methods that differ in nothing that passes see."""
         local = self.parts.local
         key = f"learn {name}" if kept is not None else f"learn{self._differing(used, PASSES)}"
 
         def tune() -> Weights:
-            table = self.table(local) if kept is None else self.table(local, kept)
-            rng = self.rng("learn")
-            return personalize.tune(self.model, self.model.base, table, local, kept, weights, used, rng).weights
+            table = self.table(local) if kept is None else self.table(local, kept.samples)
+            return personalize.tune(self.model, self.model.base, table, local, kept, used, self.rng("learn")).weights
 
         return self.stage(key, tune)
 

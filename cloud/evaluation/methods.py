@@ -19,6 +19,7 @@ from cloud.evaluation.cloud_side import unit_rows
 from cloud.evaluation.device import ANSWERED, Device
 from cloud.shrinkage import MOST
 from device_runtime.bundle import RoundSettings
+from device_runtime.candidates import Augmentation
 from device_runtime.errors import InputError
 from device_runtime.metrics import auc
 from device_runtime.model import Weights
@@ -53,9 +54,8 @@ def local_judged(device: Device) -> Weights:
 
 
 def local_and_random(device: Device) -> Weights:
-    others = device.random()
-    weights = np.ones(len(others), np.float32)
-    return device.tuned("local+random", device.parts.local, others, weights, plain(device)).weights
+    others = Augmentation.of(device.random(), None)
+    return device.tuned("local+random", device.parts.local, others, plain(device)).weights
 
 
 def local_and_strangers(device: Device) -> Weights:
@@ -63,21 +63,18 @@ def local_and_strangers(device: Device) -> Weights:
     start, width = device.model.manifest.filter_from, device.model.manifest.width
     profile = np.zeros((1, width), np.float32)
     profile[0, :start] = device.rng("strangers").normal(size=start)
-    others, change = device.offered(profile=unit_rows(profile))
-    ones = np.ones(len(others), np.float32)
-    return device.tuned("local+strangers", device.parts.local, others, ones, change=change).weights
+    others = Augmentation.of(*device.offered(profile=unit_rows(profile)))
+    return device.tuned("local+strangers", device.parts.local, others).weights
 
 
 def local_and_matched(device: Device) -> Weights:
-    others, change = device.offered()
-    ones = np.ones(len(others), np.float32)
-    return device.tuned("local+matched", device.parts.local, others, ones, change=change).weights
+    others = Augmentation.of(*device.offered())
+    return device.tuned("local+matched", device.parts.local, others).weights
 
 
 def matched_only(device: Device) -> Weights:
-    others, change = device.offered()
-    none, ones = device.parts.local.take(slice(0, 0)), np.ones(len(others), np.float32)
-    return device.tuned("matched", none, others, ones, change=change).weights if len(others) else device.model.base
+    others, none = Augmentation.of(*device.offered()), device.parts.local.take(slice(0, 0))
+    return device.tuned("matched", none, others).weights if len(others.samples) else device.model.base
 
 
 def coda(device: Device, name: str = "coda", *, by_chance: bool = False, **off: Any) -> Weights:
@@ -96,14 +93,12 @@ def coda(device: Device, name: str = "coda", *, by_chance: bool = False, **off: 
     candidates, change = device.offered(None if same else settings)
     if not by_chance:
         found = device.filtered(candidates, change, settings, "" if same else name)
-        kept, weight = found.kept, found.weights
+        kept = Augmentation.of(candidates, change, found.kept, found.weights)
     else:
         most = math.ceil(settings.keep * len(candidates))
-        kept = np.sort(device.rng("keep").permutation(len(candidates))[:most])
-        weight = np.ones(len(kept), np.float32)
-    chosen, far = candidates.take(kept), None if change is None else change[kept]
-    tuned = device.tuned(tuning, device.parts.train, chosen, weight, settings, change=far)
-    return device.judged(name, tuned, settings, chosen, weight)
+        kept = Augmentation.of(candidates, change, np.sort(device.rng("keep").permutation(len(candidates))[:most]))
+    tuned = device.tuned(tuning, device.parts.train, kept, settings)
+    return device.judged(name, tuned, settings, kept)
 
 
 def oracle(device: Device) -> Weights:

@@ -36,9 +36,9 @@ def test_weights_that_serve_have_learned_from_what_the_judge_saw(phone, monkeypa
 
     counts, real_tune = [], personalize.tune
 
-    def tune(model, weights, table, local, *rest, **more):
+    def tune(model, weights, table, local, *rest):
         counts.append(len(local))
-        return real_tune(model, weights, table, local, *rest, **more)
+        return real_tune(model, weights, table, local, *rest)
 
     monkeypatch.setattr(personalize, "learn_held_out", learn)
     monkeypatch.setattr(personalize, "tune", tune)
@@ -70,8 +70,8 @@ def test_where_all_of_the_way_harms_half_of_it_serves(phone, monkeypatch, learn)
     seen = {}
     real_tune, real_learn, real_judge = personalize.tune, personalize.learn_held_out, personalize.judge
 
-    def tuned(*given, **more):
-        return seen.setdefault("tuned", real_tune(*given, **more))
+    def tuned(*given):
+        return seen.setdefault("tuned", real_tune(*given))
 
     def learned(*given):
         return seen.setdefault("learned", real_learn(*given))
@@ -97,12 +97,12 @@ def test_where_all_of_the_way_harms_half_of_it_serves(phone, monkeypatch, learn)
 def test_what_the_filter_knew_of_kept_samples_is_told_to_tuning(phone, monkeypatch):
     seen, real = [], personalize.tune
 
-    def tune(model, weights, table, local, kept, *rest, change=None):
+    def tune(model, weights, table, local, kept, *rest):
         if kept is not None:
-            logit = np.log(kept.labels / (1 - kept.labels)) - model.logits(kept, table, weights)
-            np.testing.assert_allclose(change, logit, atol=1e-4)
-        seen.append(change is not None and len(change))
-        return real(model, weights, table, local, kept, *rest, change=change)
+            label, logit = kept.samples.labels, model.logits(kept.samples, table, weights)
+            np.testing.assert_allclose(kept.change, np.log(label / (1 - label)) - logit, atol=1e-4)
+        seen.append(kept is not None and len(kept.samples))
+        return real(model, weights, table, local, kept, *rest)
 
     monkeypatch.setattr(personalize, "tune", tune)
     always(monkeypatch, True)
@@ -113,8 +113,8 @@ def test_what_the_filter_knew_of_kept_samples_is_told_to_tuning(phone, monkeypat
 def test_what_serves_has_made_as_many_passes_as_held_out_samples_allowed(phone, monkeypatch):
     made, real = [], personalize.tune
 
-    def tune(model, weights, table, local, kept, kept_weights, settings, *rest, **more):
-        made.append((settings.epochs, real(model, weights, table, local, kept, kept_weights, settings, *rest, **more)))
+    def tune(model, weights, table, local, kept, settings, *rest):
+        made.append((settings.epochs, real(model, weights, table, local, kept, settings, *rest)))
         return made[-1][1]
 
     monkeypatch.setattr(personalize, "tune", tune)

@@ -6,7 +6,7 @@ import pytest
 
 from device_runtime import personalize as personalizing
 from device_runtime.bundle import RoundSettings
-from device_runtime.candidates import with_history_of
+from device_runtime.candidates import Augmentation, with_history_of
 from device_runtime.metrics import at_level, log_loss
 from device_runtime.model import VOCABULARY, Weights, personal_table
 from device_runtime.personalize import corrected, enough, learn_held_out, part_of_the_way, split, tune
@@ -17,7 +17,8 @@ from tests.toy import ITEMS, base_table, samples
 def tuned(model, local, kept=None, weights=None, **settings):
     parts = [local] if kept is None else [local, kept]
     table = model.table(SampleBatch.concatenate(parts).ids(VOCABULARY), model.base)
-    found = tune(model, model.base, table, local, kept, weights, RoundSettings(**settings), np.random.default_rng(0))
+    others = None if kept is None else Augmentation(kept, weights)
+    found = tune(model, model.base, table, local, others, RoundSettings(**settings), np.random.default_rng(0))
     return table, found.weights
 
 
@@ -73,7 +74,7 @@ def test_a_part_of_the_way_is_an_average_of_weights(model, rng, share):
     local = samples(model, rng, 30)
     table = base_table(model, local)
     settings = RoundSettings(rate=0.3, table_rate=3.0, freeze_histories=False)
-    tuned = tune(model, model.base, table, local, None, None, settings, np.random.default_rng(0)).weights
+    tuned = tune(model, model.base, table, local, None, settings, np.random.default_rng(0)).weights
     part = part_of_the_way(model, tuned, table, share)
     assert part.rows.ids.tolist() == tuned.rows.ids.tolist() and len(part.rows.ids)
     for name, tensor in tuned.dense.items():
@@ -137,16 +138,16 @@ def test_what_serves_is_tuned_anew_on_all_local_samples_and_keeps_what_candidate
     item = np.setdiff1d(np.arange(1, ITEMS), everything.ids(VOCABULARY))[:20].astype(np.int32)
     none = np.zeros(20, np.int32)
     kept = SampleBatch(local.schema, {"item": item, "history": Ragged(none[:0], none, none)}, none + np.float32(0.9))
-    kept = with_history_of(kept, local)
-    table, weights = base_table(model, everything, kept), np.ones(20, np.float32)
+    kept = Augmentation.of(with_history_of(kept, local), None)
+    table = base_table(model, everything, kept.samples)
     settings = RoundSettings(rate=0.3, table_rate=3.0, epochs=10, freeze_histories=False)
-    tuned = tune(model, model.base, table, local, kept, weights, settings, np.random.default_rng(0))
+    tuned = tune(model, model.base, table, local, kept, settings, np.random.default_rng(0))
 
-    def passes(kept, weights, used):
-        return tune(model, model.base, table, everything, kept, weights, used, np.random.default_rng(1)).weights
+    def passes(kept, used):
+        return tune(model, model.base, table, everything, kept, used, np.random.default_rng(1)).weights
 
-    learned = learn_held_out(tuned, kept, weights, settings, passes)
-    anew = passes(None, None, settings)
+    learned = learn_held_out(tuned, kept, settings, passes)
+    anew = passes(None, settings)
     for name, tensor in anew.dense.items():
         np.testing.assert_array_equal(learned.dense[name], tensor)
     for ids, one in ((anew.rows.ids, anew), (item, tuned.weights)):
@@ -154,8 +155,8 @@ def test_what_serves_is_tuned_anew_on_all_local_samples_and_keeps_what_candidate
         np.testing.assert_array_equal(learned.rows.tensors["item.weight"][at], one.rows.tensors["item.weight"][there])
     assert set(learned.rows.ids.tolist()) == {*item.tolist(), *everything.ids(VOCABULARY).tolist()}
     joined = msgspec.structs.replace(settings, row_steps=0)
-    learned = learn_held_out(tuned, kept, weights, joined, passes)
-    anew = passes(kept, weights, joined)
+    learned = learn_held_out(tuned, kept, joined, passes)
+    anew = passes(kept, joined)
     for name, tensor in anew.dense.items():
         np.testing.assert_array_equal(learned.dense[name], tensor, "candidates that join the passes join them again")
 
@@ -175,7 +176,7 @@ def test_passes_see_the_rows_of_their_own_samples_only(model, rng, monkeypatch):
     for ids in (local.ids(VOCABULARY), np.arange(1, ITEMS, dtype=np.int32)):
         table = model.table(ids, model.base)
         settings = RoundSettings(freeze_histories=False)
-        found.append(tune(model, model.base, table, local, None, None, settings, np.random.default_rng(0)).weights)
+        found.append(tune(model, model.base, table, local, None, settings, np.random.default_rng(0)).weights)
     few, all_of_them = found
     assert heights == [len(np.unique(local.ids(VOCABULARY))) + 1] * 2, "padding beside"
     np.testing.assert_array_equal(few.rows.ids, all_of_them.rows.ids)
@@ -186,14 +187,17 @@ def test_passes_see_the_rows_of_their_own_samples_only(model, rng, monkeypatch):
 @pytest.mark.parametrize("frozen", [True, False])
 @pytest.mark.parametrize("joined", [True, False])
 def test_passes_end_when_held_out_samples_are_predicted_no_better(model, rng, frozen, joined):
-    local, kept, weights = samples(model, rng, 60), samples(model, rng, 20), np.ones(20, np.float32)
-    held_out = samples(model, rng, 12)
-    table = base_table(model, SampleBatch.concatenate([local, held_out]), kept)
+    local, kept, held_out = (
+        samples(model, rng, 60),
+        Augmentation.of(samples(model, rng, 20), None),
+        samples(model, rng, 12),
+    )
+    table = base_table(model, local, held_out, kept.samples)
     wild = RoundSettings(rate=0.5, table_rate=5.0, freeze_histories=frozen, row_steps=0 if joined else 1, epochs=30)
 
     def after(settings, held_out=None):
         rng = np.random.default_rng(0)
-        return tune(model, model.base, table, local, kept, weights, settings, rng, held_out)
+        return tune(model, model.base, table, local, kept, settings, rng, held_out)
 
     patient = msgspec.structs.replace(wild, patience=4)
     found = after(patient, held_out)
@@ -202,9 +206,8 @@ def test_passes_end_when_held_out_samples_are_predicted_no_better(model, rng, fr
     assert after(wild, held_out).passes == 30, "and nobody asked"
 
     def loss(epochs):
-        alone = (kept, weights) if joined else (None, None)
         settings, rng = msgspec.structs.replace(wild, epochs=epochs), np.random.default_rng(0)
-        one = tune(model, model.base, table, local, *alone, settings, rng).weights
+        one = tune(model, model.base, table, local, kept if joined else None, settings, rng).weights
         logits = model.logits(held_out, personal_table(table, one), one)
         return log_loss(held_out.labels, at_level(logits, model.logits(held_out, table, model.base)))
 

@@ -5,7 +5,7 @@ import numpy as np
 from device_runtime import model as models
 from device_runtime import reach as reaching
 from device_runtime.bundle import RoundSettings
-from device_runtime.candidates import sigmoid, with_history_of
+from device_runtime.candidates import Augmentation, sigmoid, with_history_of
 from device_runtime.model import VOCABULARY, personal_table
 from device_runtime.personalize import tune
 from device_runtime.reach import reach
@@ -26,7 +26,7 @@ def lifted(model, rng, **settings):
     soft = SampleBatch(kept.schema, kept.columns, sigmoid(before + asked).astype(np.float32))
     given = RoundSettings(**{"rate": 1e-9, "row_share": 1.0} | settings)
     rng = np.random.default_rng(0)
-    found = tune(model, model.base, table, local, soft, np.ones(60, np.float32), given, rng).weights
+    found = tune(model, model.base, table, local, Augmentation.of(soft, None), given, rng).weights
     after = model.logits(kept, personal_table(table, found), found)
     return table, local, found, after - before, asked
 
@@ -42,20 +42,17 @@ def test_what_is_known_of_passes_and_candidates_is_not_computed_again(model, rng
     item = np.setdiff1d(np.arange(1, ITEMS), local.ids(VOCABULARY))[:40].astype(np.int32)
     near = with_history_of(samples(model, rng, 40), local)
     near = SampleBatch(near.schema, {**near.columns, "item": item}, near.labels)
-    table, settings, asked = (
-        base_table(model, local, near),
-        RoundSettings(rate=0.1, epochs=2),
-        0.01 * rng.normal(size=40),
-    )
+    table, settings = base_table(model, local, near), RoundSettings(rate=0.1, epochs=2)
+    asked = 0.01 * rng.normal(size=40)
     label = sigmoid(model.logits(near, table, model.base) + asked).astype(np.float32)
     kept = SampleBatch(near.schema, near.columns, label)
 
-    def run(*given, **more):
-        return tune(model, model.base, table, local, *given, settings, np.random.default_rng(0), **more)
+    def run(others, **more):
+        return tune(model, model.base, table, local, others, settings, np.random.default_rng(0), **more)
 
-    alone = run(None, None)
-    whole = run(kept, np.ones(40, np.float32))
-    resumed = run(kept, np.ones(40, np.float32), passed=alone, change=asked)
+    alone = run(None)
+    whole = run(Augmentation.of(kept, None))
+    resumed = run(Augmentation.of(kept, asked), passed=alone)
     assert whole.passes == resumed.passes == 2
     for name, tensor in whole.weights.dense.items():
         np.testing.assert_array_equal(resumed.weights.dense[name], tensor)

@@ -177,7 +177,7 @@ def test_a_device_trains_from_them(narrow, rng):
     mine = samples_of(narrow.manifest.schema, rng, 60)
     table = narrow.table(mine.ids("item"), narrow.base)
     assert table.tensors["item.weight"].dtype == np.float32 and "scale:item.weight" not in table.tensors
-    found = tune(narrow, narrow.base, table, mine, None, None, RoundSettings(rate=0.05), rng).weights
+    found = tune(narrow, narrow.base, table, mine, None, RoundSettings(rate=0.05), rng).weights
     assert found.rows.tensors["item.weight"].dtype == np.float32
     again = narrow.table(mine.ids("item"), found)
     expected = personal_table(table, found)
