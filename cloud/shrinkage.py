@@ -23,8 +23,8 @@ EVEN = 0.25
 MOST, LEAST = Found().shrinkage, 1.0
 """Samples at even odds that offsets are shrunk by: at most, which is what is right for most data and is kept unless it
 is surely too much; and at least."""
-CROWD = 20.0
-"""Contributors that the offset of all items of an age is shrunk by (docs/adr/0027)."""
+CROWD = 10.0
+"""Contributors that the offset of all items of an age is shrunk by (docs/adr/0027, docs/adr/0029)."""
 _NEWTON = 10
 
 

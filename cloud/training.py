@@ -117,18 +117,19 @@ def train(
     if not team.leads:
         return Trained(model.eval(), run.state)
     if not (out / BEYOND).exists():
-        _save_beyond(out, dataset, parts.held_out)
+        _save_beyond(out, dataset, parts)
     return load(out)
 
 
-def _save_beyond(out: Path, dataset: Dataset | StreamedDataset, held_out: SampleBatch) -> None:
-    best = load(out).model
+def _save_beyond(out: Path, dataset: Dataset | StreamedDataset, parts: TrainingSet) -> None:
+    best, held_out = load(out).model, parts.held_out
     events = some_events(dataset, TASTED) if isinstance(dataset, StreamedDataset) else dataset.events
     logits = predict(best, samples(events, best.schema))
     found = tastes.learn(events.contributor, events.item, events.label, logits, len(dataset.items))
     days = drift.half_life(events.contributor, events.item, events.timestamp, events.label)
     count = shrinkage.shrinkage(np.asarray(held_out.columns["item"]), held_out.labels, predict(best, held_out))
-    numbers = msgspec.structs.asdict(Found(days, count, shrinkage.age_shrinkage(events.contributor)))
+    crowd = shrinkage.age_shrinkage(events.contributor)
+    numbers = msgspec.structs.asdict(Found(days, count, crowd, float(parts.fitted_until)))
     held = {name: torch.tensor([n], dtype=torch.float64) for name, n in numbers.items()}
     if found is not None:
         held["taste"] = torch.from_numpy(found)

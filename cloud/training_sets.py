@@ -49,8 +49,10 @@ class Epoch:
 
 
 class TrainingSet(Protocol):
-    """held_out: the newest samples; held_users: int32, whose each is."""
+    """fitted_until: seconds, up to which samples are trained on. held_out: the later ones; held_users: int32, whose
+    each is."""
 
+    fitted_until: int
     held_out: SampleBatch
     held_users: Int32
 
@@ -72,8 +74,8 @@ class InMemory:
         events = dataset.events
         _refuse_few(len(events))
         everything = samples(events, schema)
-        cut = np.quantile(events.timestamp, 1 - settings.validation)
-        newest = events.timestamp > cut
+        self.fitted_until = int(np.quantile(events.timestamp, 1 - settings.validation))
+        newest = events.timestamp > self.fitted_until
         for name, part in (("training", ~newest), ("validation", newest)):
             _refuse_one_class(name, events.label[part])
         self.fit, self.held_out = everything.take(~newest), everything.take(newest)
@@ -99,19 +101,19 @@ class OnDisk:
         _refuse_few(len(dataset))
         self._dataset, self._schema = dataset, schema
         last = int(dataset.report.last) if dataset.until is None else dataset.until
-        self._cut = newest_from(dataset, settings.validation, last)
+        self.fitted_until = newest_from(dataset, settings.validation, last)
         self._fit = np.zeros(dataset.blocks, np.int64)
         held, ends = 0, [np.zeros(0, np.float32)]
         for number in range(dataset.blocks):
             events = dataset.block(number)
-            early = events.timestamp <= self._cut
+            early = events.timestamp <= self.fitted_until
             self._fit[number] = np.count_nonzero(early)
             held += int(np.count_nonzero(~early & (events.timestamp <= last)))
             labels = events.label[early]
             ends.append(np.array([labels.min(initial=1), labels.max(initial=0)] if len(labels) else [], np.float32))
         _refuse_one_class("training", np.concatenate(ends))
         self.held_out, self.held_users = read_between(
-            dataset, schema, self._cut, last, min(1.0, HELD_OUT / max(held, 1)), settings.seed
+            dataset, schema, self.fitted_until, last, min(1.0, HELD_OUT / max(held, 1)), settings.seed
         )
         _refuse_one_class("validation", self.held_out.labels)
 
@@ -147,7 +149,7 @@ class OnDisk:
         parts = []
         for number in blocks:
             events = self._dataset.block(number)
-            parts.append(compact(samples(events, self._schema).take(events.timestamp <= self._cut)))
+            parts.append(compact(samples(events, self._schema).take(events.timestamp <= self.fitted_until)))
         return SampleBatch.concatenate(parts)
 
 

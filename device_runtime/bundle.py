@@ -125,8 +125,10 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     for a local sample, and the odds of a sample within its part. shrinkage, near_shrinkage, age_shrinkage: samples as
     predicted, at even odds, that an item's offset over the pool is shrunk by, and that over neighbours, and that of all
     items of an age, which the first is shrunk toward. half_life: days after which a sample of the pool counts half in
-    an item's offset, 0 for never. None for shrinkage, age_shrinkage or half_life leaves it to what training found
-    (`Found`). tastes: pooled candidates are also moved by what the user's own labels say of them (docs/adr/0010).
+    an item's offset, 0 for never. fitted_until: seconds; samples of the pool up to then are what the model was fitted
+    on, and count `fitted_weight` in an item's offset and nothing in that of an age (docs/adr/0029). None for shrinkage,
+    age_shrinkage, half_life or fitted_until leaves it to what training found (`Found`). tastes: pooled candidates are
+    also moved by what the user's own labels say of them (docs/adr/0010).
 
     classifier_epochs, classifier_rate: of the filter's training; 0 epochs leave the classifier out. classifier_label:
     it sees labels, so that its boundary is one of what the user meets and likes, not only meets. calibration: its
@@ -166,6 +168,8 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     near_shrinkage: float = 30.0
     age_shrinkage: Annotated[float, msgspec.Meta(ge=0)] | None = None
     half_life: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    fitted_until: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    fitted_weight: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5
     tastes: bool = True
     min_local: int = 4
     holdout: float = 0.2
@@ -194,7 +198,8 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Found(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What training found of a pool's offsets, in days and in samples (`cloud/drift.py`, `cloud/shrinkage.py`).
+    """What training found of a pool's offsets, in days and in samples (`cloud/drift.py`, `cloud/shrinkage.py`), and
+    the time in seconds up to which it fitted the model's weights.
 
     Every model has its own: beside the settings, which one bundle takes over from another. The defaults are for a model
     that nobody has measured.
@@ -203,6 +208,7 @@ class Found(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     half_life: float = 0.0
     shrinkage: float = 10.0
     age_shrinkage: float = 1000.0
+    fitted_until: float = 0.0
 
     def completing(self, settings: RoundSettings) -> RoundSettings:
         """The settings, with these numbers where they leave them to training."""

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from cloud.encoding import Encoder
 from cloud.evaluation import leaks
 from cloud.matching import ExactStore, Parts, bounded, by_directory, by_search, match, pooled
-from cloud.matching.unexplained import Summed, Unexplained
+from cloud.matching.unexplained import Counting, Summed, Unexplained
 from cloud.pool import Pool, Segment
 from device_runtime.bundle import BlobStore, Manifest, RoundSettings, open_manifest
 from device_runtime.directory import Directory
@@ -79,12 +79,12 @@ class PoolBefore(Pool):
     """What a pool held before a time: the beginning of each segment, which must be ordered by time. Never grows.
 
     Attributes:
-        summed: by half-life, for `pooled`: all methods of a device ask about the same past.
+        summed: by what samples count, for `pooled`: all methods of a device ask about the same past.
         answers: frames by query, asker and settings: a user's devices of all seeds ask mostly the same.
     """
 
     def __init__(self, pool: Pool, before: int) -> None:
-        self.summed: dict[float, Summed] = {}
+        self.summed: dict[Counting, Summed] = {}
         self.answers: dict[tuple[bytes, int, RoundSettings], bytes] = {}
         self.folder, self.schema, self.width = pool.folder, pool.schema, pool.width
         self._segments = ()
@@ -164,8 +164,8 @@ class Cloud:
                 assert directory is not None, "a device asked by it"
                 candidates, shortfall = by_directory(pool, asked, asker, directory, settings.sharpness, self.parts)
             elif settings.matching == "pooled":
-                life = settings.half_life or 0.0
-                whole = pool.summed.setdefault(life, Summed(partial(self.residuals, half_life=life)))
+                counting = Counting.by(settings)
+                whole = pool.summed.setdefault(counting, Summed(partial(self.residuals, counting=counting)))
                 candidates, shortfall = pooled(pool, by_search(store), asked, asker, settings, whole)
             else:
                 candidates, shortfall = match(pool, store, asked, asker)
@@ -189,9 +189,9 @@ class Cloud:
         both, k = np.load(self.place.pool / PARTS), len(self.directory.centroids) if self.directory else 0
         return Parts(both[k:], both[:k])
 
-    def residuals(self, segment: Segment, half_life: float = 0.0) -> Unexplained:
+    def residuals(self, segment: Segment, counting: Counting) -> Unexplained:
         """See `pooled`; of the beginning of a segment, as `PoolBefore` has it."""
-        return Unexplained.of(segment, self._predicted[segment.base : segment.base + len(segment)], half_life)
+        return Unexplained.of(segment, self._predicted[segment.base : segment.base + len(segment)], counting)
 
     @cached_property
     def _predicted(self) -> Float32:

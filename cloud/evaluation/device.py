@@ -35,7 +35,7 @@ from device_runtime.wire import MatchAnswer, MatchQuery, decode_answer, encode_q
 _Value = TypeVar("_Value")
 ANSWERED = (
     *("matching", "centroids", "candidates", "cover", "answer_bytes", "neighbours", "core", "sharpness"),
-    *("shrinkage", "near_shrinkage", "age_shrinkage", "half_life"),
+    *("shrinkage", "near_shrinkage", "age_shrinkage", "half_life", "fitted_until", "fitted_weight"),
 )
 """Settings that an answer depends on."""
 PASSES = ("epochs", "patience", "rate", "table_rate", "interpolation", "freeze_histories", "label_correction")

@@ -188,6 +188,10 @@ METHODS: dict[str, Method] = {
         partial(coda, name="coda-no-ages", age_shrinkage=1e9),
         "CoDA whose offsets are shrunk toward nothing, whatever their age",
     ),
+    "coda-fitted-alike": Method(
+        partial(coda, name="coda-fitted-alike", fitted_weight=1.0),
+        "CoDA whose pool's samples count alike, also those that the model was fitted on",
+    ),
     "coda-fixed-shrinkage": Method(
         partial(coda, name="coda-fixed-shrinkage", shrinkage=MOST), "CoDA whose offsets are shrunk alike on all data"
     ),

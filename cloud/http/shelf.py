@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from cloud.encoding import Encoder
-from cloud.matching import Divided, FaissStore, Knowledge, MatchStore, by_profiles
+from cloud.matching import Counting, Divided, FaissStore, Knowledge, MatchStore, by_profiles
 from cloud.pool import Keeper, Pool, Segment
 from device_runtime.bundle import Manifest, RoundSettings
 from device_runtime.errors import InputError, StoreError
@@ -43,8 +43,8 @@ class Served:
         manifest = self.manifest
         blobs = [manifest.graphs["score"].files["onnx"].file, manifest.weights, *manifest.tables["item"].shards]
         digest = hashlib.sha256("".join(blob.sha256 for blob in blobs).encode())
-        half_life = self.settings.half_life or 0.0
-        return Knowledge(self.encoder.predict, digest.hexdigest()[:16], manifest.filter_from, half_life)
+        counting = Counting.by(self.settings)
+        return Knowledge(self.encoder.predict, digest.hexdigest()[:16], manifest.filter_from, counting)
 
     @cached_property
     def divided(self) -> Divided:

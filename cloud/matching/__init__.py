@@ -9,9 +9,10 @@ from cloud.matching.open import open_store
 from cloud.matching.pooled import by_profiles, by_search, pooled
 from cloud.matching.select import match
 from cloud.matching.store import Found, MatchStore
-from cloud.matching.unexplained import Knowledge
+from cloud.matching.unexplained import Counting, Knowledge
 
 __all__ = [
+    "Counting",
     "Divided",
     "ExactStore",
     "FaissStore",

@@ -3,7 +3,8 @@
 A single label of a single stranger is mostly noise, and what it says on average the cloud's model knows already. So
 candidates carry *offsets*: by how much the logits of likes differ from the model's, the estimate over an item's samples
 since the pool began, moved to that over those samples whose contributors are near the user's profile (Nadaraya, 1964;
-Watson, 1964). Older samples weigh less where `cloud.drift` found that they say less. An estimate is one step of
+Watson, 1964). Older samples weigh less where `cloud.drift` found that they say less, and so do those that the model was
+fitted on (docs/adr/0029). An estimate is one step of
 Newton's method from the model's predictions p: the sum of residuals, label minus p, over that of p (1 - p). Both are
 shrunk: an item that hardly anybody met is taken to be as all are that were first liked as long ago (docs/adr/0024).
 What is of many contributors has no history: the device puts in its user's own, and adds the offset to the model's logit
@@ -86,14 +87,20 @@ def pooled(
     all_of_them = whole(segments)
     met, sums, mass = (part.copy() for part in (all_of_them.met, all_of_them.sums, all_of_them.mass))
     count = len(met)
-    for segment, one in zip(segments, all_of_them.parts, strict=True):
+    age_sums, age_mass = all_of_them.age_sums.copy(), all_of_them.age_mass.copy()
+    for segment, one, aged in zip(segments, all_of_them.parts, all_of_them.aged, strict=True):
         gone = segment.forbidden(exclude)
         if len(gone):
             without, counted = items_of(segment)[gone], one.weights(gone, all_of_them.newest)
-            met -= total(without, counted, count)
+            met -= total(without, one.faded(gone, all_of_them.newest), count)
             sums -= total(without, counted * one.residuals(gone), count)
             mass -= total(without, counted * one.variances(gone), count)
-    offset = _offsets(sums, mass, all_of_them.age, settings)
+            gone_sums, gone_mass = aged.without(one, gone, all_of_them.newest)
+            age_sums, age_mass = age_sums - gone_sums, age_mass - gone_mass
+    used = Found().completing(settings)
+    assert used.shrinkage is not None and used.age_shrinkage is not None
+    expected = (age_sums / (age_mass + EVEN * used.age_shrinkage))[all_of_them.age]
+    offset = expected + (sums - mass * expected) / (mass + EVEN * used.shrinkage)
     if len(query.centroids) and settings.neighbours and met.any():
         found = near(snapshot, query.centroids[0], exclude, settings)
         parts = [
@@ -113,16 +120,6 @@ def pooled(
     picked, enough = _foremost(met, offset, query.limit, settings.cover)
     reason = "" if enough else f"the pool has only {len(picked)} items of other contributors"
     return _batch(pool.schema, picked, in_steps(as_labels(offset[picked]))), reason
-
-
-def _offsets(sums: Float64, mass: Float64, age: Int64, settings: RoundSettings) -> Float64:
-    """float64 [items], shrunk toward those of all items of an age, and these toward 0."""
-    used = Found().completing(settings)
-    assert used.shrinkage is not None and used.age_shrinkage is not None
-    all_sums, all_mass = np.bincount(age, sums), np.bincount(age, mass)
-    expected = (all_sums / (all_mass + EVEN * used.age_shrinkage))[age]
-    found: Float64 = expected + (sums - mass * expected) / (mass + EVEN * used.shrinkage)
-    return found
 
 
 def kernel(similarities: Float32, settings: RoundSettings) -> Float64:

@@ -2,6 +2,10 @@
 
 Neither a segment nor a released model ever changes. So each sample is predicted once, by whichever process is first,
 and the predictions lie beside the segment for all processes to map (`kept`), as do the profiles of its contributors.
+
+Of samples that it was fitted on, a model leaves unexplained what it did not manage to learn, which others say as well
+of what comes only in part. So these count less, and nothing where it is asked what becomes of items of an age: the
+model has been told (docs/adr/0029).
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from cloud import drift
 from cloud.matching.kept import BySegment, kept
 from cloud.matching.profiles import Profiles, stretches
 from cloud.pool import Segment
+from device_runtime.bundle import RoundSettings
 from device_runtime.samples import Float32, Float64, Int64, Ragged, SampleBatch
 
 Predict = Callable[[SampleBatch], Float32]
@@ -24,19 +29,46 @@ Predict = Callable[[SampleBatch], Float32]
 NEVER = np.iinfo(np.int64).max
 AGES = np.array([*(2.0**i for i in range(3, 12)), np.inf])
 """Days. Items that were first liked within the same two of these are of an age."""
+GROUPS = len(AGES) + 1
+"""The last one is of items that nobody likes."""
+
+
+@dataclass(frozen=True)
+class Counting:
+    """What samples count. half_life: days after which one counts half (`cloud.drift`), 0 for never. fitted_until:
+    seconds; the model was fitted on samples up to then, which count `fitted_weight`; 0 where nothing is known of it."""
+
+    half_life: float = 0.0
+    fitted_until: float = 0.0
+    fitted_weight: float = 1.0
+
+    @staticmethod
+    def by(settings: RoundSettings) -> Counting:
+        return Counting(settings.half_life or 0.0, settings.fitted_until or 0.0, settings.fitted_weight)
+
+    def fitted(self, times: Int64) -> npt.NDArray[np.bool_]:
+        found: npt.NDArray[np.bool_] = times <= (self.fitted_until or -np.inf)
+        return found
+
+    def faded(self, seconds: npt.NDArray[np.integer]) -> Float64:
+        """float64 [n]: what samples of such an age count, fitted or not."""
+        return drift.weights(seconds, self.half_life)
+
+
+ALIKE = Counting()
 
 
 @dataclass(frozen=True)
 class Unexplained:
     """Of a segment. predicted: float32 [n], the model's probabilities p. met, sums, mass: float64 [items]: samples of
-    each item, and the sums of their residuals, label minus p, and of their variances, p (1 - p). half_life: days after
-    which a sample counts half (`cloud.drift`), 0 for none. newest: seconds, of the newest sample, as of which they
-    are counted. liked: int64 [items], seconds, of the first sample that likes it; NEVER where there is none."""
+    each item, as they fade, and what these count times their residuals, label minus p, and their variances, p (1 - p).
+    newest: seconds, of the newest sample, as of which they are counted. liked: int64 [items], seconds, of the first
+    sample that likes it; NEVER where there is none."""
 
     predicted: Float32
     labels: Float32
     timestamps: Int64
-    half_life: float
+    counting: Counting
     newest: int
     met: Float64
     sums: Float64
@@ -44,15 +76,16 @@ class Unexplained:
     liked: Int64
 
     @staticmethod
-    def of(segment: Segment, predicted: Float32, half_life: float = 0.0) -> Unexplained:
+    def of(segment: Segment, predicted: Float32, counting: Counting = ALIKE) -> Unexplained:
         item, labels, times = items_of(segment), segment.samples.labels, segment.timestamps
         newest = int(times.max()) if len(times) else 0
-        residuals, variances, weight = labels - predicted, predicted * (1 - predicted), None
-        if half_life:
-            weight = drift.weights(newest - times, half_life)
-            residuals, variances = weight * residuals, weight * variances
-        met, sums, mass = total(item, weight), total(item, residuals), total(item, variances)
-        return Unexplained(predicted, labels, times, half_life, newest, met, sums, mass, first_liked(segment))
+        faded = counting.faded(newest - times)
+        counted = np.where(counting.fitted(times), counting.fitted_weight, 1.0) * faded
+        sums = total(item, counted * (labels - predicted))
+        mass = total(item, counted * (predicted * (1 - predicted)))
+        return Unexplained(
+            predicted, labels, times, counting, newest, total(item, faded), sums, mass, first_liked(segment)
+        )
 
     def residuals(self, rows: npt.NDArray[np.integer]) -> Float32:
         found: Float32 = self.labels[rows] - self.predicted[rows]
@@ -63,9 +96,15 @@ class Unexplained:
         found: Float32 = p * (1 - p)
         return found
 
+    def faded(self, rows: npt.NDArray[np.integer], newest: int) -> Float64:
+        """float64 [rows]: what they count as of a time, fitted or not."""
+        return self.counting.faded(newest - self.timestamps[rows])
+
     def weights(self, rows: npt.NDArray[np.integer], newest: int) -> Float64:
         """float64 [rows]: what they count as of a time."""
-        return drift.weights(newest - self.timestamps[rows], self.half_life) if self.half_life else np.ones(len(rows))
+        fitted = self.counting.fitted(self.timestamps[rows])
+        found: Float64 = np.where(fitted, self.counting.fitted_weight, 1.0) * self.faded(rows, newest)
+        return found
 
 
 def first_liked(segment: Segment, hidden: Int64 | None = None) -> Int64:
@@ -78,59 +117,139 @@ def first_liked(segment: Segment, hidden: Int64 | None = None) -> Int64:
     return found
 
 
+def ages(liked: Int64, now: Int64 | int) -> Int64:
+    """int64, of `GROUPS`: of items that were first liked at such times, as of others; NEVER, or later: not yet."""
+    found: Int64 = np.where(liked < now, np.searchsorted(AGES, (now - np.minimum(liked, now)) / drift.DAY), len(AGES))
+    return found
+
+
+def before(segment: Segment) -> Int64:
+    """int64 [n], seconds: of each sample's contributor, the sample in the segment before it; its own, of the first."""
+    owners = segment.owners
+    number = np.repeat(np.arange(len(owners.ends)), np.diff(owners.ends, prepend=0))
+    rows = owners.rows[np.lexsort((segment.timestamps[owners.rows], number))]
+    times, found = segment.timestamps[rows], np.empty(len(rows), np.int64)
+    found[rows] = np.where(np.diff(number, prepend=-1) != 0, times, np.concatenate((times[:1], times[:-1])))
+    return found
+
+
+@dataclass(frozen=True)
+class Aged:
+    """Of the samples of a segment that the model was not fitted on. age: int8 [n], of `GROUPS`, of each sample's item
+    as of the sample before it of its contributor: as of when a device could last have asked; -1 of those that it was
+    fitted on. sums, mass: float64 [GROUPS], as in `Unexplained`."""
+
+    age: npt.NDArray[np.int8]
+    sums: Float64
+    mass: Float64
+
+    @staticmethod
+    def of(segment: Segment, part: Unexplained, liked: Int64) -> Aged:
+        """liked: int64 [items], seconds, of the first sample that likes each, in this segment or in one before it."""
+        rows = np.flatnonzero(~part.counting.fitted(segment.timestamps))
+        age = np.full(len(segment), -1, np.int8)
+        age[rows] = ages(liked[items_of(segment)[rows]], before(segment)[rows])
+        return Aged(age, *_by_age(age, part, rows, part.newest))
+
+    def without(self, part: Unexplained, rows: Int64, newest: int) -> tuple[Float64, Float64]:
+        """What these rows are of sums and mass, as of a time."""
+        return _by_age(self.age, part, rows[self.age[rows] >= 0], newest)
+
+
+def _by_age(age: npt.NDArray[np.int8], part: Unexplained, rows: Int64, newest: int) -> tuple[Float64, Float64]:
+    counted, at = part.faded(rows, newest), age[rows]
+    return total(at, counted * part.residuals(rows), GROUPS), total(at, counted * part.variances(rows), GROUPS)
+
+
 @dataclass(frozen=True)
 class Whole:
-    """Of several segments. parts: of each. newest, met, sums, mass: as in `Unexplained`, of all together. age: int64
-    [items], the place in `AGES` of the days that an item had been liked for by the newest sample; beyond its end for
-    items that nobody likes."""
+    """Of several segments. parts, aged: of each. newest, met, sums, mass: as in `Unexplained`, of all together.
+    age_sums, age_mass: float64 [GROUPS], as in `Aged`. age: int64 [items], of `GROUPS`, as of the newest sample."""
 
     parts: Sequence[Unexplained]
+    aged: Sequence[Aged]
     newest: int
     met: Float64
     sums: Float64
     mass: Float64
+    age_sums: Float64
+    age_mass: Float64
     age: Int64
 
 
+@dataclass(frozen=True)
+class _Known:
+    """A segment as it was when it was counted: `liked` is of those before it, too. first: of its own."""
+
+    samples: weakref.ref[SampleBatch]
+    hidden: Int64
+    part: Unexplained
+    liked: Int64
+    aged: Aged
+
+    def still(self, segment: Segment) -> bool:
+        return self.samples() is segment.samples and self.hidden is segment.hidden
+
+
 class Summed:
-    """What all segments of a pool come to. It is added up anew when the pool changes, not for each question. Sums have
-    hidden samples in them, which whoever asks takes out; ages do not."""
+    """What all segments of a pool come to. It is added up anew when the pool changes, not for each question, and only
+    segments that are new are looked at. Sums have hidden samples in them, which whoever asks takes out; ages do not.
+    """
 
     def __init__(self, one: Callable[[Segment], Unexplained]) -> None:
         self._one = one
-        self._last: tuple[Sequence[tuple[weakref.ref[SampleBatch], Int64]], Whole] | None = None
+        self._last: tuple[Sequence[_Known], Whole] | None = None
 
     def __call__(self, segments: Sequence[Segment]) -> Whole:
         last = self._last
-        if last and len(last[0]) == len(segments):
-            pairs = zip(last[0], segments, strict=True)
-            if all(known() is s.samples and hidden is s.hidden for (known, hidden), s in pairs):
-                return last[1]
-        parts = [self._one(segment) for segment in segments]
-        count = max((len(part.met) for part in parts), default=1)
-        met, sums, mass, liked = np.zeros(count), np.zeros(count), np.zeros(count), np.full(count, NEVER)
-        newest = max((part.newest for part in parts), default=0)
-        for segment, part in zip(segments, parts, strict=True):
-            faded = float(drift.weights(np.array([newest - part.newest]), part.half_life)[0])
-            for whole, some in ((met, part.met), (sums, part.sums), (mass, part.mass)):
-                whole[: len(some)] += faded * some
-            first = first_liked(segment, segment.hidden) if len(segment.hidden) else part.liked
-            np.minimum(liked[: len(first)], first, out=liked[: len(first)])
-        age = np.where(liked == NEVER, len(AGES), np.searchsorted(AGES, (newest - liked) / drift.DAY))
-        made = Whole(parts, newest, met, sums, mass, age)
-        self._last = [(weakref.ref(segment.samples), segment.hidden) for segment in segments], made
+        known = list(last[0]) if last else []
+        same = next((i for i, (a, b) in enumerate(zip(known, segments, strict=False)) if not a.still(b)), None)
+        known = known[: len(segments) if same is None else same]
+        if last and len(known) == len(segments) == len(last[0]):
+            return last[1]
+        liked = known[-1].liked if known else np.zeros(0, np.int64)
+        for segment in segments[len(known) :]:
+            part = self._one(segment)
+            liked = _earliest(liked, first_liked(segment, segment.hidden) if len(segment.hidden) else part.liked)
+            aged = Aged.of(segment, part, liked)
+            known.append(_Known(weakref.ref(segment.samples), segment.hidden, part, liked, aged))
+        made = _whole(known, liked)
+        self._last = known, made
         return made
+
+
+def _earliest(one: Int64, other: Int64) -> Int64:
+    """int64 [items]: the earlier time of each, of arrays that may differ in length."""
+    found = np.full(max(len(one), len(other)), NEVER)
+    found[: len(one)] = one
+    np.minimum(found[: len(other)], other, out=found[: len(other)])
+    return found
+
+
+def _whole(known: Sequence[_Known], liked: Int64) -> Whole:
+    count = max(len(liked), 1)
+    met, sums, mass = np.zeros(count), np.zeros(count), np.zeros(count)
+    age_sums, age_mass = np.zeros(GROUPS), np.zeros(GROUPS)
+    newest = max((one.part.newest for one in known), default=0)
+    for one in known:
+        faded = float(one.part.counting.faded(np.array([newest - one.part.newest]))[0])
+        some = (one.part.met, one.part.sums, one.part.mass, one.aged.sums, one.aged.mass)
+        for whole, part in zip((met, sums, mass, age_sums, age_mass), some, strict=True):
+            whole[: len(part)] += faded * part
+    age = ages(_earliest(liked, np.full(count, NEVER)), newest + 1)
+    return Whole(
+        [one.part for one in known], [one.aged for one in known], newest, met, sums, mass, age_sums, age_mass, age
+    )
 
 
 class Knowledge:
     """`Unexplained` and `Profiles` of segments: made when first asked for, and kept (`kept.BySegment`).
 
     key: a name for the model, the same for the same predictions. columns: of an embedding, that describe the person.
-    half_life: see `Unexplained`.
     """
 
-    def __init__(self, predict: Predict, key: str, columns: int, half_life: float = 0.0) -> None:
-        self._predict, self._key, self.columns, self._half_life = predict, key, columns, half_life
+    def __init__(self, predict: Predict, key: str, columns: int, counting: Counting = ALIKE) -> None:
+        self._predict, self._key, self.columns, self._counting = predict, key, columns, counting
         self._known = BySegment(self._made)
         self.whole = Summed(self.residuals)
 
@@ -160,7 +279,7 @@ class Knowledge:
             np.float32,
             lambda: Profiles.of(segment, self.columns).vectors,
         )
-        return Unexplained.of(segment, predicted, self._half_life), Profiles(vectors, ends)
+        return Unexplained.of(segment, predicted, self._counting), Profiles(vectors, ends)
 
 
 def predictions(samples: SampleBatch, predict: Predict, at_once: int = 8192) -> Float32:

@@ -338,7 +338,7 @@ def test_a_bundle_without_settings_means_the_same_to_both(java):
     mine = msgspec.json.decode(java("settings", b"{}"))
     theirs = msgspec.to_builtins(RoundSettings())
     of_the_server = {"cover", "answer_bytes", "neighbours", "core", "half_life"}
-    of_the_server |= {"shrinkage", "near_shrinkage", "age_shrinkage"}
+    of_the_server |= {"shrinkage", "near_shrinkage", "age_shrinkage", "fitted_until", "fitted_weight"}
     assert mine == {name: value for name, value in theirs.items() if name not in of_the_server}
     assert (
         msgspec.json.decode(java("settings", msgspec.json.encode(RoundSettings(epochs=7, judge=False))))["epochs"] == 7

@@ -66,16 +66,16 @@ def test_what_it_was_validated_on_stays_beside_it(dataset, trained, tmp_path, mo
 
 
 def test_a_bundle_has_what_training_found_of_the_pool_unless_it_is_told(trained):
-    found = dataclasses.replace(trained, found=Found(half_life=64.0, shrinkage=3.0, age_shrinkage=400.0))
+    found = dataclasses.replace(trained, found=Found(64.0, shrinkage=3.0, age_shrinkage=400.0, fitted_until=1e9))
     for given, meant in (
-        (RoundSettings(), (64, 3, 400)),
-        (RoundSettings(half_life=0.0), (0, 3, 400)),
-        (RoundSettings(half_life=0.0, shrinkage=7.0, age_shrinkage=9.0), (0, 7, 9)),
+        (RoundSettings(), (64, 3, 400, 1e9)),
+        (RoundSettings(half_life=0.0), (0, 3, 400, 1e9)),
+        (RoundSettings(half_life=0.0, shrinkage=7.0, age_shrinkage=9.0, fitted_until=0.0), (0, 7, 9, 0)),
     ):
         source = Source.of(found, given)
         assert source.settings == given, "what is left open stays so for the next model"
         used = source.found.completing(source.settings)
-        assert (used.half_life, used.shrinkage, used.age_shrinkage) == meant
+        assert (used.half_life, used.shrinkage, used.age_shrinkage, used.fitted_until) == meant
 
 
 def test_what_is_learned_beside_the_model_stays_beside_it_and_damaged_ones_are_refused(trained, dataset, tmp_path):
@@ -85,16 +85,18 @@ def test_what_is_learned_beside_the_model_stays_beside_it_and_damaged_ones_are_r
     assert made.tastes is None or made.tastes.shape == (len(dataset.items), tastes.WIDTH)
     events = dataset.events
     days = drift.half_life(events.contributor, events.item, events.timestamp, events.label)
-    held_out = training_set(dataset, made.model.schema, SETTINGS).held_out
+    parts = training_set(dataset, made.model.schema, SETTINGS)
+    held_out = parts.held_out
+    assert len(held_out) == np.count_nonzero(events.timestamp > parts.fitted_until)
     logits = predict(made.model, held_out)
     count = shrinkage.shrinkage(held_out.columns["item"], held_out.labels, logits)
-    assert made.found == Found(days, count, shrinkage.age_shrinkage(events.contributor))
+    assert made.found == Found(days, count, shrinkage.age_shrinkage(events.contributor), parts.fitted_until)
     written = {"taste": torch.ones(len(dataset.items), 2)}
     written |= {"half_life": torch.tensor([64.0]), "shrinkage": torch.tensor([3.0])}
     (out / BEYOND).write_bytes(save_file(written))
     again = load(out)
     assert again.tastes.shape == (len(dataset.items), 2)
-    assert again.found == Found(64.0, 3.0), "a folder of before has no shrinkage of ages"
+    assert again.found == Found(64.0, 3.0), "a folder of before has no shrinkage of ages, nor a time"
     (out / BEYOND).write_bytes(save_file({"taste": torch.ones(3, 2)}))
     with pytest.raises(StoreError, match=r"3 rows for \d+ items; delete it"):
         load(out)

@@ -18,7 +18,7 @@ from cloud.evaluation.cloud_side import Cloud
 from cloud.evaluation.device import FILTERED, Device
 from cloud.evaluation.methods import METHODS, Method, chosen
 from cloud.evaluation.running import UserResult, Work, examine, run, tasks
-from cloud.matching import Parts, pooled
+from cloud.matching import Counting, Parts, pooled
 from cloud.shrinkage import MOST
 from device_runtime import filtering, personalize
 from device_runtime.bundle import RoundSettings
@@ -164,7 +164,7 @@ def test_candidates_by_directory_are_somebody_elses_and_of_the_time_before(devic
 
 def test_a_prediction_is_made_once_for_the_whole_pool_and_cut_with_it(device: Device) -> None:
     [segment] = device.pool.segments
-    found = device.cloud.residuals(segment)
+    found = device.cloud.residuals(segment, Counting())
     assert 0 < len(found.predicted) == len(segment) < len(device.cloud.pool)
     some = np.arange(0, len(segment), 97)
     fresh = device.cloud.encoder.predict(segment.samples.take(some))

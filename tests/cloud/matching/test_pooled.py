@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cloud.matching import ExactStore, FaissStore, Knowledge, by_profiles, by_search, pooled
+from cloud.matching import Counting, ExactStore, FaissStore, Knowledge, by_profiles, by_search, pooled
 from cloud.matching.pooled import kernel
 from cloud.matching.unexplained import items_of
 from cloud.pool import Pool
@@ -52,7 +52,7 @@ def ask(pool, near="profiles", taste=0, limit=100, exclude=0, predict=half, **se
     given = RoundSettings(
         **{"core": 50, "neighbours": 600, "near_shrinkage": settings.get("shrinkage", 10.0), "cover": 1.0} | settings
     )
-    known = Knowledge(predict, predict.__name__, PERSON, given.half_life or 0.0)
+    known = Knowledge(predict, predict.__name__, PERSON, Counting.by(given))
     return pooled(pool, NEAR[near](pool, known), query, exclude, given, known.whole)
 
 
@@ -135,10 +135,12 @@ def test_what_was_said_long_ago_counts_less(tmp_path, near):
 def test_an_item_that_is_hardly_met_is_taken_to_be_as_others_of_its_age(tmp_path, near):
     made, day = Pool(tmp_path, SCHEMA, WIDTH), 86_400
     old, new = np.repeat(np.arange(2, 12), 40), np.repeat(np.arange(12, 20), 40)
-    fill(made, old, np.tile([0, 1], 200), np.arange(400) % 40, np.zeros(400, int))
+    fill(made, old[::40], np.ones(10), np.arange(10), np.zeros(10, int), time=1)
+    fill(made, old, np.tile([0, 1], 200), np.arange(400) % 40, np.zeros(400, int), time=499 * day)
+    fill(made, new[::40], np.ones(8), np.arange(8), np.zeros(8, int), time=499 * day)
     fill(made, new, np.tile([1, 1, 1, 0], 80), np.arange(320) % 40, np.zeros(320, int), time=500 * day)
-    fill(made, np.array([20]), np.array([1]), np.array([7]), [0], time=500 * day)
-    fill(made, np.array([21]), np.array([1]), np.array([7]), [0])
+    fill(made, np.array([20]), np.array([1]), np.array([7]), [0], time=499 * day)
+    fill(made, np.array([21]), np.array([1]), np.array([7]), [0], time=1)
 
     def of(item, **settings):
         found, _ = ask(made, near, near_shrinkage=1e9, **settings)
@@ -149,6 +151,36 @@ def test_an_item_that_is_hardly_met_is_taken_to_be_as_others_of_its_age(tmp_path
     assert of(20, age_shrinkage=50.0) > alone + 0.5, "three quarters like what is new"
     assert of(21, age_shrinkage=50.0) == pytest.approx(alone, abs=2 * STEP)
     assert alone < of(20) < of(20, age_shrinkage=50.0), "a few hundred samples are not believed as they are"
+
+
+@pytest.mark.parametrize("near", NEAR)
+def test_what_becomes_of_items_is_told_by_samples_that_the_model_was_not_fitted_on(tmp_path, near):
+    """Of 20 items everybody likes the first ten, and later one in four does; nobody ever likes the others."""
+    made, day = Pool(tmp_path, SCHEMA, WIDTH), 86_400
+    item, who = np.repeat(np.arange(1, 21), 40), np.arange(800) % 40
+    fill(made, item, item <= 10, who, np.zeros(800, int), time=day)
+    fill(made, item, (item <= 10) * np.tile([0, 0, 0, 1], 200), who, np.zeros(800, int), time=30 * day)
+
+    def of(item, shrinkage=1e6, **settings):
+        found, _ = ask(made, near, near_shrinkage=1e9, shrinkage=shrinkage, age_shrinkage=0.01, **settings)
+        return float(offsets(found.labels)[found.columns["item"].tolist().index(item)])
+
+    known = {"fitted_until": float(day)}
+    assert of(20) == pytest.approx(-2 / 3, abs=STEP), "that of 1,200 whose items nobody had liked before"
+    assert of(20, **known) == pytest.approx(-2, abs=STEP), "a residual of -1/2 over 1/4"
+    assert of(1, **known) == pytest.approx(-1, abs=STEP), "what is liked so far, one in four will like"
+    each = [of(1, shrinkage=10.0, fitted_weight=weight, **known) for weight in (0.0, 0.5, 1.0)]
+    # beside 40 residuals of -1/4, which the age expects, 40 of 1/2 that it does not: 30 at full weight, over 90 / 4
+    np.testing.assert_allclose(each, [-1, -1 + 15 / (70 / 4), -1 + 30 / (90 / 4)], atol=STEP)
+
+
+@pytest.mark.parametrize("near", NEAR)
+def test_the_askers_own_samples_say_nothing_of_items_of_an_age(tmp_path, near):
+    made, day = Pool(tmp_path, SCHEMA, WIDTH), 86_400
+    fill(made, np.arange(1, 31), np.ones(30), np.full(30, 8), np.zeros(30, int), time=day)
+    fill(made, np.arange(1, 31), np.zeros(30), np.full(30, 7), np.zeros(30, int), time=2 * day)
+    of = {who: offsets(ask(made, near, exclude=who, age_shrinkage=1.0)[0].labels) for who in (7, 9)}
+    assert (of[7] > 0).all() and (of[9] < 0.5 * of[7]).all()
 
 
 def test_an_empty_pool_and_a_lonely_asker_get_nothing(tmp_path):

@@ -7,8 +7,8 @@ import threading
 import numpy as np
 import pytest
 
-from cloud.matching import Knowledge
-from cloud.matching.unexplained import AGES, NEVER, Unexplained, predictions
+from cloud.matching import Counting, Knowledge
+from cloud.matching.unexplained import AGES, GROUPS, NEVER, Summed, Unexplained, before, predictions
 from cloud.pool import Pool
 from device_runtime.samples import Feature, SampleBatch, Schema
 
@@ -82,7 +82,7 @@ def test_sums_are_of_residuals_and_variances(pool):
 
 def test_samples_fade_as_of_the_newest_of_all_segments(pool, rng):
     append(pool, rng, 50, start=5 * DAY)
-    known = Knowledge(Model(), "a", PERSON, half_life=2.0)
+    known = Knowledge(Model(), "a", PERSON, Counting(half_life=2.0))
     whole, segments = known.whole(pool.segments), pool.segments
     item, label, time = (
         np.concatenate([np.asarray(column) for column in columns])
@@ -130,6 +130,85 @@ def test_likes_that_are_erased_make_no_item_older(pool, rng):
     assert known.whole(pool.segments) is known.whole(pool.segments)
     pool.erase(78, now=50 * DAY)
     assert known.whole(pool.segments).age[ITEMS + 1] == len(AGES)
+
+
+def told(segments, known, counting):
+    """Sums by age, one sample at a time: of items as of the contributor's sample before, in the same segment."""
+    liked: dict[int, int] = {}
+    sums, mass = np.zeros(GROUPS), np.zeros(GROUPS)
+    newest = max(int(s.timestamps.max()) for s in segments)
+    for segment in segments:
+        item, labels = np.asarray(segment.samples.columns["item"]), segment.samples.labels
+        for i in np.setdiff1d(np.arange(len(segment)), segment.hidden):
+            if labels[i] >= 0.5:
+                liked[int(item[i])] = min(liked.get(int(item[i]), NEVER), int(segment.timestamps[i]))
+        for i in range(len(segment)):
+            time, same = segment.timestamps[i], segment.contributors == segment.contributors[i]
+            if counting.fitted_until and time <= counting.fitted_until:
+                continue
+            earlier = np.flatnonzero(same & ((segment.timestamps < time) | (segment.timestamps == time)))
+            earlier = earlier[(segment.timestamps[earlier] < time) | (earlier < i)]
+            asked = segment.timestamps[earlier].max() if len(earlier) else time
+            first = liked.get(int(item[i]), NEVER)
+            age = len(AGES) if first >= asked else int(np.searchsorted(AGES, (asked - first) / DAY))
+            weight = 0.5 ** ((newest - time) / (counting.half_life * DAY)) if counting.half_life else 1.0
+            p = known.residuals(segment).predicted[i]
+            sums[age] += weight * (labels[i] - p)
+            mass[age] += weight * p * (1 - p)
+    return sums, mass
+
+
+COUNTINGS = [Counting(), Counting(fitted_until=12.0 * DAY), Counting(9.0, 12.0 * DAY, 0.5)]
+
+
+@pytest.mark.parametrize("counting", COUNTINGS, ids=["all", "later ones", "faded"])
+def test_ages_are_those_that_items_had_when_a_device_could_last_have_asked(tmp_path, rng, counting):
+    pool = Pool(tmp_path, SCHEMA, WIDTH)
+    for start, count in ((0, 200), (30, 100), (10, 5)):
+        item, time = rng.integers(1, ITEMS + 1, count).astype(np.int32), (start + rng.integers(0, 40, count)) * DAY
+        batch = SampleBatch(SCHEMA, {"item": item}, (rng.random(count) < 0.1).astype(np.float32))
+        who = rng.integers(1, 9, count).astype(np.uint64)
+        pool.append(batch, time, who, rng.normal(size=(count, WIDTH)).astype(np.float32))
+        known = Knowledge(Model(), "a", PERSON, counting)
+        whole = known.whole(pool.segments)
+        for found, expected in zip((whole.age_sums, whole.age_mass), told(pool.segments, known, counting), strict=True):
+            np.testing.assert_allclose(found, expected, atol=1e-4)
+    pool.erase(3, now=100 * DAY)
+    whole = known.whole(pool.segments)
+    np.testing.assert_allclose(whole.age_sums, told(pool.segments, known, counting)[0], atol=1e-4)
+    gone = [
+        aged.without(part, segment.hidden.astype(np.int64), whole.newest)[1]
+        for segment, part, aged in zip(pool.segments, whole.parts, whole.aged, strict=True)
+    ]
+    assert 0 < np.sum(gone) < whole.age_mass.sum()
+
+
+def test_a_contributors_first_sample_has_no_other_before_it(pool):
+    for segment in pool.segments:
+        asked = before(segment)
+        for who in np.unique(segment.contributors):
+            times = segment.timestamps[segment.contributors == who]
+            np.testing.assert_array_equal(asked[segment.contributors == who], [times[0], *times[:-1]])
+
+
+def test_when_the_pool_grows_only_what_is_new_is_looked_at(pool, rng):
+    seen = []
+
+    def one(segment):
+        seen.append(len(segment))
+        return Unexplained.of(segment, np.full(len(segment), 0.5, np.float32))
+
+    whole = Summed(one)
+    whole(pool.segments)
+    append(pool, rng, 7, start=3 * DAY)
+    grown = whole(pool.segments)
+    assert seen == [300, 300, 7]
+    anew = Summed(one)(pool.segments)
+    np.testing.assert_array_equal(grown.age_sums, anew.age_sums)
+    np.testing.assert_array_equal(grown.sums, anew.sums)
+    np.testing.assert_array_equal(grown.age, anew.age)
+    shrunk = whole(pool.segments[:1])
+    assert shrunk.met.sum() == 300 and len(shrunk.parts) == 1
 
 
 def test_another_model_has_predictions_of_its_own_and_only_the_newest_stay(pool):

@@ -72,7 +72,7 @@ public final class RoundSettings {
         partial = fields.number("partial", 0.5);
         learnHeldOut = fields.flag("learn_held_out", true);
         String[] ofServer = {"cover", "answer_bytes", "neighbours", "core", "half_life",
-            "shrinkage", "near_shrinkage", "age_shrinkage"};
+            "shrinkage", "near_shrinkage", "age_shrinkage", "fitted_until", "fitted_weight"};
         for (String name : ofServer) {
             fields.has(name);
         }
