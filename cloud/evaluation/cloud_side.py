@@ -15,7 +15,7 @@ import numpy.typing as npt
 from cloud.encoding import Encoder
 from cloud.evaluation import leaks
 from cloud.matching import ExactStore, Parts, bounded, by_directory, by_search, match, pooled
-from cloud.matching.unexplained import Counting, Summed, Unexplained
+from cloud.matching.unexplained import Counting, Summed, Unexplained, asked
 from cloud.pool import Pool, Segment
 from device_runtime.bundle import BlobStore, Manifest, RoundSettings, open_manifest
 from device_runtime.directory import Directory
@@ -191,7 +191,14 @@ class Cloud:
 
     def residuals(self, segment: Segment, counting: Counting) -> Unexplained:
         """See `pooled`; of the beginning of a segment, as `PoolBefore` has it."""
-        return Unexplained.of(segment, self._predicted[segment.base : segment.base + len(segment)], counting)
+        rows = slice(segment.base, segment.base + len(segment))
+        return Unexplained.of(segment, self._predicted[rows], counting, self._asked[rows])
+
+    @cached_property
+    def _asked(self) -> Int64:
+        """int64 [pool]: in the order of time, the beginning of a segment knows all that is asked of it."""
+        [segment] = self.pool.segments
+        return asked(segment)
 
     @cached_property
     def _predicted(self) -> Float32:

@@ -25,7 +25,7 @@ KEPT = 4
 """Arrays of one sort, of so many models, stay beside a segment: releases come and go, and may be rolled back."""
 _log = logging.getLogger("coda.matching")
 _Made = TypeVar("_Made")
-_Number = TypeVar("_Number", np.float32, np.int32)
+_Number = TypeVar("_Number", np.float32, np.int32, np.int64)
 
 
 class BySegment(Generic[_Made]):

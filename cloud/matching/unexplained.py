@@ -60,14 +60,15 @@ ALIKE = Counting()
 
 @dataclass(frozen=True)
 class Unexplained:
-    """Of a segment. predicted: float32 [n], the model's probabilities p. met, sums, mass: float64 [items]: samples of
-    each item, as they fade, and what these count times their residuals, label minus p, and their variances, p (1 - p).
-    newest: seconds, of the newest sample, as of which they are counted. liked: int64 [items], seconds, of the first
-    sample that likes it; NEVER where there is none."""
+    """Of a segment. predicted: float32 [n], the model's probabilities p. asked: int64 [n], seconds, see `asked`. met,
+    sums, mass: float64 [items]: samples of each item, as they fade, and what these count times their residuals, label
+    minus p, and their variances, p (1 - p). newest: seconds, of the newest sample, as of which they are counted. liked:
+    int64 [items], seconds, of the first sample that likes it; NEVER where there is none."""
 
     predicted: Float32
     labels: Float32
     timestamps: Int64
+    asked: Int64
     counting: Counting
     newest: int
     met: Float64
@@ -76,7 +77,8 @@ class Unexplained:
     liked: Int64
 
     @staticmethod
-    def of(segment: Segment, predicted: Float32, counting: Counting = ALIKE) -> Unexplained:
+    def of(segment: Segment, predicted: Float32, counting: Counting = ALIKE, known: Int64 | None = None) -> Unexplained:
+        """known: what `asked` gives, where that has been found before."""
         item, labels, times = items_of(segment), segment.samples.labels, segment.timestamps
         newest = int(times.max()) if len(times) else 0
         faded = counting.faded(newest - times)
@@ -84,7 +86,16 @@ class Unexplained:
         sums = total(item, counted * (labels - predicted))
         mass = total(item, counted * (predicted * (1 - predicted)))
         return Unexplained(
-            predicted, labels, times, counting, newest, total(item, faded), sums, mass, first_liked(segment)
+            predicted,
+            labels,
+            times,
+            asked(segment) if known is None else known,
+            counting,
+            newest,
+            total(item, faded),
+            sums,
+            mass,
+            first_liked(segment),
         )
 
     def residuals(self, rows: npt.NDArray[np.integer]) -> Float32:
@@ -123,8 +134,9 @@ def ages(liked: Int64, now: Int64 | int) -> Int64:
     return found
 
 
-def before(segment: Segment) -> Int64:
-    """int64 [n], seconds: of each sample's contributor, the sample in the segment before it; its own, of the first."""
+def asked(segment: Segment) -> Int64:
+    """int64 [n], seconds: when a device which went on to meet each sample's item may have asked last. That is at the
+    sample before it of the same contributor in the segment; at its own time, of a contributor's first."""
     owners = segment.owners
     number = np.repeat(np.arange(len(owners.ends)), np.diff(owners.ends, prepend=0))
     rows = owners.rows[np.lexsort((segment.timestamps[owners.rows], number))]
@@ -136,8 +148,8 @@ def before(segment: Segment) -> Int64:
 @dataclass(frozen=True)
 class Aged:
     """Of the samples of a segment that the model was not fitted on. age: int8 [n], of `GROUPS`, of each sample's item
-    as of the sample before it of its contributor: as of when a device could last have asked; -1 of those that it was
-    fitted on. sums, mass: float64 [GROUPS], as in `Unexplained`."""
+    as of when a device may have `asked`; -1 of those that it was fitted on. sums, mass: float64 [GROUPS], as in
+    `Unexplained`."""
 
     age: npt.NDArray[np.int8]
     sums: Float64
@@ -148,7 +160,7 @@ class Aged:
         """liked: int64 [items], seconds, of the first sample that likes each, in this segment or in one before it."""
         rows = np.flatnonzero(~part.counting.fitted(segment.timestamps))
         age = np.full(len(segment), -1, np.int8)
-        age[rows] = ages(liked[items_of(segment)[rows]], before(segment)[rows])
+        age[rows] = ages(liked[items_of(segment)[rows]], part.asked[rows])
         return Aged(age, *_by_age(age, part, rows, part.newest))
 
     def without(self, part: Unexplained, rows: Int64, newest: int) -> tuple[Float64, Float64]:
@@ -271,6 +283,7 @@ class Knowledge:
             np.float32,
             lambda: predictions(segment.samples, self._predict),
         )
+        times = kept(segment, "asked-last", (len(segment),), np.int64, lambda: asked(segment))
         ends = stretches(segment)
         vectors = kept(
             segment,
@@ -279,7 +292,7 @@ class Knowledge:
             np.float32,
             lambda: Profiles.of(segment, self.columns).vectors,
         )
-        return Unexplained.of(segment, predicted, self._counting), Profiles(vectors, ends)
+        return Unexplained.of(segment, predicted, self._counting, times), Profiles(vectors, ends)
 
 
 def predictions(samples: SampleBatch, predict: Predict, at_once: int = 8192) -> Float32:

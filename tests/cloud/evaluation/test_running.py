@@ -19,6 +19,7 @@ from cloud.evaluation.device import FILTERED, Device
 from cloud.evaluation.methods import METHODS, Method, chosen
 from cloud.evaluation.running import UserResult, Work, examine, run, tasks
 from cloud.matching import Counting, Parts, pooled
+from cloud.matching.unexplained import asked
 from cloud.shrinkage import MOST
 from device_runtime import filtering, personalize
 from device_runtime.bundle import RoundSettings
@@ -162,10 +163,11 @@ def test_candidates_by_directory_are_somebody_elses_and_of_the_time_before(devic
     np.testing.assert_array_equal(device.cloud.parts(segment).rows, fresh.rows)
 
 
-def test_a_prediction_is_made_once_for_the_whole_pool_and_cut_with_it(device: Device) -> None:
+def test_what_the_pool_says_is_worked_out_once_for_all_of_it_and_cut_with_it(device: Device) -> None:
     [segment] = device.pool.segments
     found = device.cloud.residuals(segment, Counting())
     assert 0 < len(found.predicted) == len(segment) < len(device.cloud.pool)
+    np.testing.assert_array_equal(found.asked, asked(segment))
     some = np.arange(0, len(segment), 97)
     fresh = device.cloud.encoder.predict(segment.samples.take(some))
     np.testing.assert_allclose(found.residuals(some), segment.samples.labels[some] - fresh, atol=1e-6)

@@ -26,10 +26,10 @@ def home(published, tmp_path) -> Path:
 def beside(home: ServerHome) -> set[str]:
     """Sorts of files that lie beside segments: `predicted-KEY.npy` is `predicted`."""
     found = {path.name.partition("-")[0].partition(".")[0] for path in home.path.glob("pool/**/*") if path.is_file()}
-    return found & {"predicted", "profiles", "directory", "index"}
+    return found & {"predicted", "profiles", "asked", "directory", "index"}
 
 
-@pytest.mark.parametrize(("matching", "made"), [("pooled", {"predicted", "profiles"}), ("nearest", {"index"})])
+@pytest.mark.parametrize(("matching", "made"), [("pooled", {"predicted", "profiles", "asked"}), ("nearest", {"index"})])
 def test_a_pool_is_prepared_for_the_matching_of_its_release(home, matching, made, monkeypatch, rng):
     monkeypatch.setattr(faiss, "FLAT_UP_TO", 100)  # so that this small pool has an index
     with ServerHome(home) as opened:
@@ -48,7 +48,7 @@ def test_a_pool_is_prepared_for_the_matching_of_its_release(home, matching, made
 def test_compacting_by_hand_prepares_what_the_server_will_need(home, capsys):
     assert main(["data", "compact", "--home", str(home), "--full"]) == 0
     with ServerHome(home) as opened:
-        assert beside(opened) == {"predicted", "profiles"}
+        assert beside(opened) == {"predicted", "profiles", "asked"}
 
 
 def test_recall_of_pooled_matching_is_of_its_neighbours_and_never_of_the_askers_own(home):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cloud.matching import Counting, Knowledge
-from cloud.matching.unexplained import AGES, GROUPS, NEVER, Summed, Unexplained, before, predictions
+from cloud.matching.unexplained import AGES, GROUPS, NEVER, Summed, Unexplained, asked, predictions
 from cloud.pool import Pool
 from device_runtime.samples import Feature, SampleBatch, Schema
 
@@ -146,11 +146,11 @@ def told(segments, known, counting):
             time, same = segment.timestamps[i], segment.contributors == segment.contributors[i]
             if counting.fitted_until and time <= counting.fitted_until:
                 continue
-            earlier = np.flatnonzero(same & ((segment.timestamps < time) | (segment.timestamps == time)))
+            earlier = np.flatnonzero(same & (segment.timestamps <= time))
             earlier = earlier[(segment.timestamps[earlier] < time) | (earlier < i)]
-            asked = segment.timestamps[earlier].max() if len(earlier) else time
+            then = segment.timestamps[earlier].max() if len(earlier) else time
             first = liked.get(int(item[i]), NEVER)
-            age = len(AGES) if first >= asked else int(np.searchsorted(AGES, (asked - first) / DAY))
+            age = len(AGES) if first >= then else int(np.searchsorted(AGES, (then - first) / DAY))
             weight = 0.5 ** ((newest - time) / (counting.half_life * DAY)) if counting.half_life else 1.0
             p = known.residuals(segment).predicted[i]
             sums[age] += weight * (labels[i] - p)
@@ -185,10 +185,10 @@ def test_ages_are_those_that_items_had_when_a_device_could_last_have_asked(tmp_p
 
 def test_a_contributors_first_sample_has_no_other_before_it(pool):
     for segment in pool.segments:
-        asked = before(segment)
+        found = asked(segment)
         for who in np.unique(segment.contributors):
             times = segment.timestamps[segment.contributors == who]
-            np.testing.assert_array_equal(asked[segment.contributors == who], [times[0], *times[:-1]])
+            np.testing.assert_array_equal(found[segment.contributors == who], [times[0], *times[:-1]])
 
 
 def test_when_the_pool_grows_only_what_is_new_is_looked_at(pool, rng):
