@@ -3,9 +3,9 @@
 Neither a segment nor a released model ever changes. So each sample is predicted once, by whichever process is first,
 and the predictions lie beside the segment for all processes to map (`kept`), as do the profiles of its contributors.
 
-Of samples that it was fitted on, a model leaves unexplained what it did not manage to learn, which others say as well
-of what comes only in part. So these count less, and nothing where it is asked what becomes of items of an age: the
-model has been told (docs/adr/0029).
+What a model leaves unexplained of samples that it was fitted on is what it could not learn, and tells only in part what
+it will not explain of others. So these count less; and nothing, where what becomes of items of an age is asked: of that
+the model was told (docs/adr/0029).
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ class Whole:
 
 @dataclass(frozen=True)
 class _Known:
-    """A segment as it was when it was counted: `liked` is of those before it, too. first: of its own."""
+    """A segment as it was when it was counted. liked: as of `first_liked`, hidden rows aside."""
 
     samples: weakref.ref[SampleBatch]
     hidden: Int64
@@ -219,27 +219,27 @@ class Summed:
         known = known[: len(segments) if same is None else same]
         if last and len(known) == len(segments) == len(last[0]):
             return last[1]
-        liked = known[-1].liked if known else np.zeros(0, np.int64)
+        liked = _earliest([one.liked for one in known])
         for segment in segments[len(known) :]:
             part = self._one(segment)
-            liked = _earliest(liked, first_liked(segment, segment.hidden) if len(segment.hidden) else part.liked)
-            aged = Aged.of(segment, part, liked)
-            known.append(_Known(weakref.ref(segment.samples), segment.hidden, part, liked, aged))
+            own = first_liked(segment, segment.hidden) if len(segment.hidden) else part.liked
+            liked = _earliest([liked, own])
+            known.append(_Known(weakref.ref(segment.samples), segment.hidden, part, own, Aged.of(segment, part, liked)))
         made = _whole(known, liked)
         self._last = known, made
         return made
 
 
-def _earliest(one: Int64, other: Int64) -> Int64:
-    """int64 [items]: the earlier time of each, of arrays that may differ in length."""
-    found = np.full(max(len(one), len(other)), NEVER)
-    found[: len(one)] = one
-    np.minimum(found[: len(other)], other, out=found[: len(other)])
+def _earliest(times: Sequence[Int64]) -> Int64:
+    """int64 [items, 1 at least]: the earliest of each item's, of arrays that may differ in length."""
+    found = np.full(max((len(one) for one in times), default=1), NEVER)
+    for one in times:
+        np.minimum(found[: len(one)], one, out=found[: len(one)])
     return found
 
 
 def _whole(known: Sequence[_Known], liked: Int64) -> Whole:
-    count = max(len(liked), 1)
+    count = len(liked)
     met, sums, mass = np.zeros(count), np.zeros(count), np.zeros(count)
     age_sums, age_mass = np.zeros(GROUPS), np.zeros(GROUPS)
     newest = max((one.part.newest for one in known), default=0)
@@ -248,10 +248,8 @@ def _whole(known: Sequence[_Known], liked: Int64) -> Whole:
         some = (one.part.met, one.part.sums, one.part.mass, one.aged.sums, one.aged.mass)
         for whole, part in zip((met, sums, mass, age_sums, age_mass), some, strict=True):
             whole[: len(part)] += faded * part
-    age = ages(_earliest(liked, np.full(count, NEVER)), newest + 1)
-    return Whole(
-        [one.part for one in known], [one.aged for one in known], newest, met, sums, mass, age_sums, age_mass, age
-    )
+    parts, aged = [one.part for one in known], [one.aged for one in known]
+    return Whole(parts, aged, newest, met, sums, mass, age_sums, age_mass, ages(liked, newest + 1))
 
 
 class Knowledge:
