@@ -71,6 +71,9 @@ def test_the_page_is_whole_and_fetches_nothing(finished: Finished) -> None:
     assert json.loads((finished.report / "report.json").read_text()) == finished.result
     assert all(f">{name}" in page for name in METHODS)
     assert page.count("<svg") >= 10 and "upper bound" in page
+    [expected] = [m["expected"] for m in finished.result["methods"] if m["name"] == "coda"]
+    told = f"{words.percent(expected['worse'])} of all users are worse off" if expected else "cannot be told"
+    assert told in page, "what the share of users harmed is behind noise"
     assert "<script" not in page and "https://" not in page and "http://" not in page.replace("http://www.w3.org", "")
 
 
