@@ -19,7 +19,7 @@ import numpy as np
 
 from cloud.matching.profiles import nearest
 from cloud.matching.store import MatchStore
-from cloud.matching.unexplained import Knowledge, Whole, items_of, total
+from cloud.matching.unexplained import Knowledge, Whole, ages, items_of, total
 from cloud.pool import Pool, Segment, Snapshot
 from cloud.shrinkage import EVEN
 from device_runtime.bundle import Found, RoundSettings
@@ -87,9 +87,10 @@ def pooled(
     all_of_them = whole(segments)
     met, sums, mass = (part.copy() for part in (all_of_them.met, all_of_them.sums, all_of_them.mass))
     count = len(met)
-    age_sums, age_mass = all_of_them.age_sums.copy(), all_of_them.age_mass.copy()
+    age_sums, age_mass, now = all_of_them.age_sums.copy(), all_of_them.age_mass.copy(), 0
     for segment, one, aged in zip(segments, all_of_them.parts, all_of_them.aged, strict=True):
         gone = segment.forbidden(exclude)
+        now = max(now, one.newest_but(gone))
         if len(gone):
             without, counted = items_of(segment)[gone], one.weights(gone, all_of_them.newest)
             met -= total(without, one.faded(gone, all_of_them.newest), count)
@@ -99,7 +100,8 @@ def pooled(
             age_sums, age_mass = age_sums - gone_sums, age_mass - gone_mass
     used = Found().completing(settings)
     assert used.shrinkage is not None and used.age_shrinkage is not None
-    expected = (age_sums / (age_mass + EVEN * used.age_shrinkage))[all_of_them.age]
+    age = all_of_them.age if now == all_of_them.newest else ages(all_of_them.liked, now + 1)
+    expected = (age_sums / (age_mass + EVEN * used.age_shrinkage))[age]
     offset = expected + (sums - mass * expected) / (mass + EVEN * used.shrinkage)
     if len(query.centroids) and settings.neighbours and met.any():
         found = near(snapshot, query.centroids[0], exclude, settings)

@@ -107,6 +107,12 @@ class Unexplained:
         found: Float32 = p * (1 - p)
         return found
 
+    def newest_but(self, gone: Int64) -> int:
+        """Seconds, of the newest sample aside from these rows; 0 if there is no other."""
+        if not len(gone) or self.timestamps[gone].max() < self.newest:
+            return self.newest
+        return int(np.delete(self.timestamps, gone).max(initial=0))
+
     def faded(self, rows: npt.NDArray[np.integer], newest: int) -> Float64:
         """float64 [rows]: what they count as of a time, fitted or not."""
         return self.counting.faded(newest - self.timestamps[rows])
@@ -176,7 +182,8 @@ def _by_age(age: npt.NDArray[np.int8], part: Unexplained, rows: Int64, newest: i
 @dataclass(frozen=True)
 class Whole:
     """Of several segments. parts, aged: of each. newest, met, sums, mass: as in `Unexplained`, of all together.
-    age_sums, age_mass: float64 [GROUPS], as in `Aged`. age: int64 [items], of `GROUPS`, as of the newest sample."""
+    age_sums, age_mass: float64 [GROUPS], as in `Aged`. liked: int64 [items], seconds, of each item's first like that is
+    not hidden, or NEVER; age: int64 [items], of `GROUPS`, by it as of the newest sample."""
 
     parts: Sequence[Unexplained]
     aged: Sequence[Aged]
@@ -186,6 +193,7 @@ class Whole:
     mass: Float64
     age_sums: Float64
     age_mass: Float64
+    liked: Int64
     age: Int64
 
 
@@ -249,7 +257,7 @@ def _whole(known: Sequence[_Known], liked: Int64) -> Whole:
         for whole, part in zip((met, sums, mass, age_sums, age_mass), some, strict=True):
             whole[: len(part)] += faded * part
     parts, aged = [one.part for one in known], [one.aged for one in known]
-    return Whole(parts, aged, newest, met, sums, mass, age_sums, age_mass, ages(liked, newest + 1))
+    return Whole(parts, aged, newest, met, sums, mass, age_sums, age_mass, liked, ages(liked, newest + 1))
 
 
 class Knowledge:
