@@ -183,6 +183,19 @@ def test_the_askers_own_samples_say_nothing_of_items_of_an_age(tmp_path, near):
     assert (of[7] > 0).all() and (of[9] < 0.5 * of[7]).all()
 
 
+@pytest.mark.parametrize("near", NEAR)
+def test_what_the_asker_says_much_later_makes_no_item_older_to_it(tmp_path, near, rng):
+    made, day = Pool(tmp_path, SCHEMA, WIDTH), 86_400
+    for time in (1, 20, 40):
+        item, who = rng.integers(1, ITEMS + 1, 200), rng.integers(1, 40, 200)
+        fill(made, item, item % 3 == 0, who, who % 2, time=time * day)
+    before = offsets(ask(made, near, exclude=77, age_shrinkage=1.0)[0].labels)
+    fill(made, np.arange(1, 6), np.ones(5), np.full(5, 77), np.zeros(5, int), time=900 * day)
+    found = {who: offsets(ask(made, near, exclude=who, age_shrinkage=1.0)[0].labels) for who in (77, 78)}
+    np.testing.assert_array_equal(found[77], before)
+    assert np.abs(found[78] - before).max() > 3 * STEP, "to others it is later"
+
+
 def test_an_empty_pool_and_a_lonely_asker_get_nothing(tmp_path):
     made = Pool(tmp_path, SCHEMA, WIDTH)
     found, reason = ask(made)
