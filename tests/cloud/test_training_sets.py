@@ -170,7 +170,7 @@ print(json.dumps({"events": len(data), "bytes": size, "loss": trained.state.hist
 
 def test_data_larger_than_memory_is_prepared_and_trained_on(tmp_path):
     """The kernel refuses the process private memory beyond what libraries take and a part of what its data does."""
-    rng, count = np.random.default_rng(SEED), 2_000_000
+    rng, count = np.random.default_rng(SEED), 3_000_000
     schema = pa.schema({"user_id": pa.int32(), "item_id": pa.int32(), "timestamp": pa.int64(), "label": pa.float32()})
 
     def write(path, rows):
@@ -185,7 +185,7 @@ def test_data_larger_than_memory_is_prepared_and_trained_on(tmp_path):
 
     write(tmp_path / "table.parquet", count)
     write(tmp_path / "warm.parquet", 300_000)
-    allowed = 32 << 20
+    allowed = 48 << 20  # what threads and arenas take on a busy machine is some MiB of it
     words = [str(tmp_path / "table.parquet"), str(tmp_path), str(allowed), str(tmp_path / "warm.parquet")]
     done = subprocess.run([sys.executable, "-c", MEASURED, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
