@@ -35,6 +35,9 @@ class Command:
             "--interactions", type=Path, metavar="F", help="table of interactions (default: the example)"
         )
         parser.add_argument("--items", type=Path, metavar="F", help="table of items")
+        parser.add_argument(
+            "--users-table", type=Path, metavar="F", help="table of users: nobody else is examined (default: everybody)"
+        )
         parser.add_argument("--positive-at", type=float, metavar="X", help="least rating that counts as a like")
         parser.add_argument(
             "--protocol", default="fresh", choices=("paper", "fresh", "cold", "synthetic"), help="(%(default)s)"

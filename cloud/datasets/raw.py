@@ -144,6 +144,20 @@ def items_table(path: Path, raw: Raw) -> pa.Table:
         return table
 
 
+def listed_users(path: Path) -> frozenset[str]:
+    """The keys in a table of users, Parquet or CSV; its other columns say nothing to models of items and histories.
+
+    Raises:
+        InputError: it cannot be read, has no user_id, or lists nobody.
+    """
+    with _readable(path):
+        column = _table(path, ("user_id",), Raw(pa.table({})), "A table of users has user_id")["user_id"]
+    found = frozenset(key for key in pc.unique(column.cast(pa.string())).to_pylist() if key is not None)
+    if not found:
+        raise InputError(f"{path} lists no user")
+    return found
+
+
 def _table(path: Path, wanted: Sequence[str], raw: Raw, needs: str) -> pa.Table:
     if _is_parquet(path):
         with pq.ParquetFile(path) as file:

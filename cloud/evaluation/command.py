@@ -15,7 +15,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from cloud.datasets import Dataset, example, read
+from cloud.datasets import Dataset, example, listed_users, read
 from cloud.evaluation import leaks, page, result, synthetic, tuning
 from cloud.evaluation.cloud_side import Cloud, Place
 from cloud.evaluation.making import Show, prepare
@@ -110,7 +110,8 @@ def _prepared(
     if args.quick:
         training = msgspec.structs.replace(training, epochs=_QUICK_EPOCHS)
     if made is None:
-        parts = split(dataset, args.protocol, _users(args), validation=validation)
+        listed = None if args.users_table is None else listed_users(args.users_table)
+        parts = split(dataset, args.protocol, _users(args), validation=validation, listed=listed)
     else:
         parts = split(dataset, args.protocol, _users(args), cut=synthetic.CUT)
     leaks.check_split(parts)
@@ -212,8 +213,8 @@ def _check(args: argparse.Namespace) -> None:
     if args.jobs == 0 or args.jobs < -1:
         raise InputError("--jobs is at least 1, or -1 for one a core")
     made_up = args.protocol == "synthetic"
-    if made_up and args.interactions:
-        raise InputError("the synthetic protocol makes its own table; leave out --interactions")
+    if made_up and (args.interactions or args.users_table):
+        raise InputError("the synthetic protocol makes its own tables; leave out --interactions and --users-table")
     if not made_up and (args.heterogeneity is not None or args.table_out):
         raise InputError("--heterogeneity and --table-out belong to --protocol synthetic")
     if args.items and not args.interactions:

@@ -8,7 +8,7 @@ exist for it. Test histories end there too, so that no test row is in a feature 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,12 +70,20 @@ class Split:
 
 
 def split(
-    dataset: Dataset, protocol: str, users: int, *, validation: bool = False, seed: int = 0, cut: int | None = None
+    dataset: Dataset,
+    protocol: str,
+    users: int,
+    *,
+    validation: bool = False,
+    seed: int = 0,
+    cut: int | None = None,
+    listed: Collection[str] | None = None,
 ) -> Split:
     """Choose at most `users` examined users at random among those that the protocol admits, and cut their events.
 
     validation: the same protocol played within the events that the real one trains the cloud model on; no event that is
     local or tested there is touched, so choices may be made on it. cut: seconds, where the data has a natural one.
+    listed: keys of the users who may be examined; the others stay in the cloud's training and in the pool.
 
     Raises:
         InputError: nobody can be examined, or nothing is left for the cloud.
@@ -90,7 +98,10 @@ def split(
     dropped: Counter[str] = Counter()
     rng = np.random.default_rng([seed, PROTOCOLS.index(protocol)])
     for positions in by_user(dataset.events):
-        case = _CUTTERS[kind](dataset.events.take(positions), cut, rng)
+        events = dataset.events.take(positions)
+        case = _CUTTERS[kind](events, cut, rng)
+        if listed is not None and dataset.users[int(events.contributor[0])] not in listed:
+            case = "not in the table of users"
         if isinstance(case, Case):
             found.append(case)
         else:

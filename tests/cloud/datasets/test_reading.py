@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloud.datasets import Dataset, example, read, write_history
+from cloud.datasets import Dataset, example, listed_users, read, write_history
 from cloud.datasets.reading import draw_negatives
 from device_runtime.errors import InputError, StoreError
 from device_runtime.history import read_history
@@ -28,6 +28,25 @@ def table(tmp_path, text, name="table.csv"):
 
 def rows(count=20, rating="5"):
     return "".join(f"u{n % 4},i{n},{1000 + n},{rating if n % 3 else '2'}\n" for n in range(count))
+
+
+def test_a_table_of_users_names_them_as_interactions_do(tmp_path):
+    path = table(tmp_path, "age,User-ID\n20,u1\n30,u3\n40,u3\n", "users.csv")
+    assert listed_users(path) == {"u1", "u3"} < set(read(table(tmp_path, HEADER + rows())).users)
+    numbers = tmp_path / "users.parquet"
+    pq.write_table(pa.table({"user_id": pa.array([7, 12, None], pa.int32()), "gender": ["F", "M", "F"]}), numbers)
+    assert listed_users(numbers) == {"7", "12"}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("age,name\n20,u1\n", "lacks user_id; it has age, name. A table of users has user_id"), ("user_id\n", "no user")],
+)
+def test_a_table_that_lists_no_users_says_so(tmp_path, text, words):
+    with pytest.raises(InputError, match=words):
+        listed_users(table(tmp_path, text, "users.csv"))
+    with pytest.raises(InputError, match=r"nowhere\.csv"):
+        listed_users(tmp_path / "nowhere.csv")
 
 
 def test_the_example_is_movielens_latest_small():

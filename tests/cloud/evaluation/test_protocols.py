@@ -83,6 +83,20 @@ def test_the_same_users_are_drawn_again(dataset: Dataset) -> None:
     assert len(one.cases) == 5 < one.eligible
 
 
+@pytest.mark.parametrize("protocol", ["fresh", "cold", "paper"])
+def test_nobody_is_examined_whom_a_table_of_users_does_not_list(dataset: Dataset, protocol: str) -> None:
+    everybody = split(dataset, protocol, 1000)
+    listed = [dataset.users[case.user] for case in everybody.cases[::2]]
+    parts = split(dataset, protocol, 1000, listed=listed)
+    assert [dataset.users[case.user] for case in parts.cases] == listed
+    assert [case.test_from for case in parts.cases] == [case.test_from for case in everybody.cases[::2]]
+    assert parts.dropped["not in the table of users"] == len(dataset.users) - len(listed)
+    if protocol != "cold":
+        assert len(parts.cloud.events) == len(everybody.cloud.events), "the others' events are still learned from"
+    with pytest.raises(InputError, match=r"\d+ users: not in the table of users"):
+        split(dataset, protocol, 1000, listed=["nobody"])
+
+
 def test_who_cannot_be_examined_is_counted_with_the_reason(rng: np.random.Generator) -> None:
     user = np.repeat(np.arange(6), 120)
     time = np.tile(np.arange(120), 6) * 100
