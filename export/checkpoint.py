@@ -31,7 +31,7 @@ HELD_OUT_SAMPLES = 10_000
 BEYOND = "tastes.safetensors"
 """What is learned beside the model. `taste` float32 [items, width] (`cloud/tastes.py`), unless devices are better off
 without; `half_life` float64 [1], days (`cloud/drift.py`); `shrinkage` and `age_shrinkage` float64 [1], samples
-(`cloud/shrinkage.py`)."""
+(`cloud/shrinkage.py`); `fitted_until` float64 [1], seconds, up to which samples were trained on."""
 
 
 class TrainSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cloud.datasets.catalogue import values
 from cloud.datasets.columns import INTERACTIONS, ITEMS, chosen, gather, parquet_blocks
 from cloud.datasets.lines import Block, Dropped, json_lines, with_header, without_header
 from device_runtime.errors import InputError
@@ -148,13 +149,18 @@ def listed_users(path: Path) -> frozenset[str]:
     """The keys in a table of users, Parquet or CSV; its other columns say nothing to models of items and histories.
 
     Raises:
-        InputError: it cannot be read, has no user_id, or lists nobody.
+        InputError: it cannot be read, has no user_id, lists nobody, or has rows that cannot be split: their users would
+            be left out in silence.
     """
+    raw = Raw(pa.table({}))
     with _readable(path):
-        column = _table(path, ("user_id",), Raw(pa.table({})), "A table of users has user_id")["user_id"]
-    found = frozenset(key for key in pc.unique(column.cast(pa.string())).to_pylist() if key is not None)
+        column = _table(path, ("user_id",), raw, "A table of users has user_id")["user_id"]
+    if raw.dropped.counts:
+        reason, places = next(iter(raw.dropped.examples.items()))
+        raise InputError(f"{path}, {', '.join(places)}: {reason}; mend the table of users")
+    found = frozenset(values(column).to_pylist())
     if not found:
-        raise InputError(f"{path} lists no user")
+        raise InputError(f"{path} lists no user; without --users-table everybody may be examined")
     return found
 
 

@@ -100,6 +100,7 @@ def pooled(
             age_sums, age_mass = age_sums - gone_sums, age_mass - gone_mass
     used = Found().completing(settings)
     assert used.shrinkage is not None and used.age_shrinkage is not None
+    # the asker's newest sample makes no item older in its own answer; all fade as of it, which shrinkage alone feels
     age = all_of_them.age if now == all_of_them.newest else ages(all_of_them.liked, now + 1)
     expected = (age_sums / (age_mass + EVEN * used.age_shrinkage))[age]
     offset = expected + (sums - mass * expected) / (mass + EVEN * used.shrinkage)

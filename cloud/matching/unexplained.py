@@ -13,6 +13,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 import numpy.typing as npt
@@ -222,9 +223,8 @@ class Summed:
 
     def __call__(self, segments: Sequence[Segment]) -> Whole:
         last = self._last
-        known = list(last[0]) if last else []
-        same = next((i for i, (a, b) in enumerate(zip(known, segments, strict=False)) if not a.still(b)), None)
-        known = known[: len(segments) if same is None else same]
+        pairs = zip(last[0] if last else (), segments, strict=False)
+        known = [one for one, _ in takewhile(lambda pair: pair[0].still(pair[1]), pairs)]
         if last and len(known) == len(segments) == len(last[0]):
             return last[1]
         liked = _earliest([one.liked for one in known])

@@ -40,7 +40,11 @@ def test_a_table_of_users_names_them_as_interactions_do(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("age,name\n20,u1\n", "lacks user_id; it has age, name. A table of users has user_id"), ("user_id\n", "no user")],
+    [
+        ("age,name\n20,u1\n", "lacks user_id; it has age, name. A table of users has user_id"),
+        ("user_id\n", "lists no user"),
+        ("user_id,age\nu1,3\nu2\n", "line 3: .*; mend"),
+    ],
 )
 def test_a_table_that_lists_no_users_says_so(tmp_path, text, words):
     with pytest.raises(InputError, match=words):
